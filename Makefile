@@ -1,0 +1,38 @@
+# Each target makes .venv and installs what it needs the first time.
+# PYTHON picks the interpreter that .venv is made with; ARGS goes to the tool, as in
+#   make tutorial ARGS="--seed 1 --mode think"      make test ARGS="-k labels"
+PYTHON ?= python3.11
+ARGS ?=
+py := .venv/bin/python
+installed := .venv/.installed
+
+.PHONY: help tutorial test docs lab readme
+
+help:
+	@echo "make tutorial   the whole pipeline at the toy preset, from data to report"
+	@echo "make test       everything that must pass"
+	@echo "make docs       the site, in _docs/"
+	@echo "make lab        JupyterLab in nbs/"
+	@echo "make readme     README.md from nbs/index.ipynb"
+
+tutorial: $(installed)
+	@$(py) -m tools.tutorial $(ARGS)
+
+test: $(installed)
+	$(py) -m pytest tests --durations=15 $(ARGS)
+
+docs: $(installed)
+	@$(py) -m tools.readme
+	@if command -v quarto >/dev/null; then PATH="$(CURDIR)/.venv/bin:$$PATH" nbdev_docs; else $(py) -m tools.site; fi
+
+lab: $(installed)
+	$(py) -m jupyterlab nbs $(ARGS)
+
+readme: $(installed)
+	@$(py) -m tools.readme
+
+$(installed): requirements.lock settings.ini setup.py pyproject.toml
+	test -x $(py) || $(PYTHON) -m venv .venv
+	$(py) -m pip install --quiet --requirement requirements.lock
+	$(py) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
