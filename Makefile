@@ -1,7 +1,7 @@
 # Each target makes .venv and installs what it needs the first time.
 # PYTHON picks the interpreter that .venv is made with; ARGS goes to the tool, as in
 #   make tutorial ARGS="--seed 1 --mode think"      make test ARGS="-k labels"
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
 py := .venv/bin/python
 installed := .venv/.installed
@@ -32,7 +32,8 @@ readme: $(installed)
 	@$(py) -m tools.readme
 
 $(installed): requirements.lock settings.ini setup.py pyproject.toml
-	test -x $(py) || $(PYTHON) -m venv .venv
-	$(py) -m pip install --quiet --requirement requirements.lock
-	$(py) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "Installing into .venv: some minutes the first time"
+	@test -x $(py) || $(PYTHON) -m venv .venv
+	@$(py) -m pip install --quiet --requirement requirements.lock
+	@$(py) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

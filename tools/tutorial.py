@@ -1,0 +1,69 @@
+"""The main job: run the pipeline notebook from data to report, then say what came of it
+
+    python -m tools.tutorial --seed 1 --mode think --run-dir runs/think
+"""
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from papermill import PapermillExecutionError
+
+from tools.notebooks import ROOT, brief, run_notebook
+from tools.pages import to_html, to_markdown, write_files
+
+NOTEBOOK = ROOT/"nbs/tutorials/pipeline.ipynb"
+
+
+def write_report(
+    nb,   # An executed notebook
+    out,  # The HTML file to write
+):
+    "The notebook as one page without its code and without a request to anywhere"
+    text, images = to_markdown(nb, code=False)
+    heading, _, body = text.partition("\n")
+    with tempfile.TemporaryDirectory() as tmp:
+        write_files(images, Path(tmp))
+        return to_html(body, out, {"title": heading.lstrip("# ")}, resources=tmp)
+
+
+def table(metrics):
+    "The lines of a short table of `metrics.json`"
+    yield f"{'on held-out clips':24}{'EW F':>8}{'95 % interval':>18}{'sampled':>10}{'words':>8}{'format':>8}"
+    for name, b in metrics["baselines"].items():
+        yield f"{name.replace('_', ' '):24}{b['ew_f']:8.3f}"
+    for name, s in metrics["stages"].items():
+        low, high = s["ci95"]
+        interval = f"{low:.3f} to {high:.3f}"
+        yield (f"{name.replace('_', ' '):24}{s['ew_f']:8.3f}{interval:>18}{s['ew_f_sampled']:10.3f}"
+               f"{s['mean_labels']:8.1f}{s['format_rate']:8.2f}")
+
+
+def main(
+    notebook=NOTEBOOK,       # The pipeline
+    preset="toy",            # How large: "toy", or "smoke" for a trial in a minute
+    seed=0,                  # Seed of every stage
+    mode="answer",           # "answer", or "think" to reason first
+    run_dir="runs/tutorial", # Where everything is written
+):
+    "Run, write the report, print the table"
+    run_dir = Path(run_dir).resolve()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    results = run_dir/"metrics.json"
+    results.unlink(missing_ok=True)
+    parameters = dict(preset=preset, seed=seed, mode=mode, run_dir=str(run_dir))
+    try: nb = run_notebook(notebook, run_dir/"pipeline.ipynb", parameters, progress=True)
+    except PapermillExecutionError as e: sys.exit(f"\n{brief(e)}\nThe notebook as far as it got: {run_dir/'pipeline.ipynb'}")
+    report = write_report(nb, run_dir/"report.html")
+    metrics = json.loads(results.read_text())
+    print(*table(metrics), "", f"{metrics['seconds']['total']:.0f} seconds. Report: {report}", sep="\n")
+
+
+if __name__ == "__main__":
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--preset", default="toy", choices=["toy", "smoke"])
+    ap.add_argument("--seed", default=0, type=int)
+    ap.add_argument("--mode", default="answer", choices=["answer", "think"])
+    ap.add_argument("--run-dir", default="runs/tutorial")
+    main(**vars(ap.parse_args()))
