@@ -27,8 +27,6 @@ def _strings(x):
     return list(x)
 
 # %% ../nbs/01_labels.ipynb #c006
-_CUT = re.compile("['\",]")
-
 def _parse_strict(x):
     "The authors' `string_to_list`, with its crashes turned into messages"
     if isinstance(x, np.ndarray): x = x.tolist()
@@ -39,7 +37,7 @@ def _parse_strict(x):
     if x == "[": raise ValueError("cannot parse the labels '[': an opening bracket and nothing else")
     x = x[x[0] == "[":]
     if x[-1] == "]": x = x[:-1]
-    return [label for part in _CUT.split(x) if (label := part.strip())]
+    return [label for part in x.replace("'", ",").replace('"', ",").split(",") if (label := part.strip())]
 
 # %% ../nbs/01_labels.ipynb #c009
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "「": '"', "」": '"', "《": '"', "》": '"', "`": '"', " ": " "})

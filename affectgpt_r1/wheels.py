@@ -64,11 +64,24 @@ class _Rows(dict):
         return row
 
 # %% ../nbs/02_wheels.ipynb #c013
-def _candidates(names, words_of, alphabetical):
-    "All wheel words of all `names`, first choice first"
-    words = dict.fromkeys(chain.from_iterable(words_of[n] for n in names))
-    return sorted(words) if alphabetical else list(words)
+def _first_choices(names_of, words_of, clusters, alphabetical):
+    "For each form the number of its cluster on each wheel, at both levels, -1 for none: two arrays [forms + 1, wheels]"
+    on_wheels = sorted(set().union(*(one for one, _ in clusters)))   # numbered by the alphabet, so that sorting numbers sorts words
+    number = {w: i for i, w in enumerate(on_wheels)}
+    ids = {n: [number[w] for w in words] for n, words in words_of.items()}
+    choices = [ids[names[0]] if len(names) == 1 else list(dict.fromkeys(chain.from_iterable(map(ids.__getitem__, names)))) for names in names_of]
+    if alphabetical: choices = list(map(sorted, choices))
+    flat = np.fromiter(chain.from_iterable(choices), np.intp)[::-1]                              # last choice first: the first is written last
+    form = np.repeat(np.arange(1, len(choices) + 1), np.fromiter(map(len, choices), np.intp))[::-1]
+    tables, sectors = [], [[sorted(set(c.values())) for c in maps] for maps in zip(*clusters)]
+    for maps, names in zip(zip(*clusters), sectors):
+        tables.append(np.full((len(choices) + 1, len(clusters)), -1, np.int16))
+        for k, (where, sector) in enumerate(zip(maps, names)):
+            place = np.array([sector.index(where[w]) if w in where else -1 for w in on_wheels])[flat]
+            tables[-1][form[place >= 0], k] = place[place >= 0]
+    return tables, sectors
 
+# %% ../nbs/02_wheels.ipynb #c014
 def _pack(table, n_bits):
     "Cluster numbers (-1: none) as bit masks, in the smallest integers that hold `n_bits`, padded to whole 64-bit words"
     if n_bits > 64: raise ValueError(f"a wheel has {n_bits} clusters at one level; 64 is the most that can be compiled")
@@ -78,7 +91,7 @@ def _pack(table, n_bits):
     masks[:, :table.shape[1]] = np.where(table < 0, 0, np.left_shift(np.uint64(1), np.maximum(table, 0).astype(np.uint64)))
     return masks
 
-# %% ../nbs/02_wheels.ipynb #c015
+# %% ../nbs/02_wheels.ipynb #c016
 class EmotionWheels:
     "Emotion wheels, compiled once to integer lookups"
     def __init__(self,
@@ -90,22 +103,17 @@ class EmotionWheels:
         clusters=None,        # (level 1, level 2) maps of each wheel, where they do not come from the trees
     ):
         self.version, self.trees, self.names = version, trees, list(trees)
-        first = min if alphabetical else (lambda x: next(iter(x)))
         self.vocabulary = sorted(names_of)
         self.n_forms, self.n_names = len(names_of), len(words_of)
         self._row = _Rows((form, i) for i, form in enumerate(self.vocabulary, 1))
-        self._first = [None] + [first(names_of[f]) for f in self.vocabulary]                      # M1 of the OV-MER metric
-        self._word = [None] + [first(words_of[n]) if words_of[n] else None for n in self._first[1:]]  # M2
-        clusters = clusters or [wheel_clusters(t) for t in trees.values()]
-        self._sectors = {l: [sorted(set(c[l-1].values())) for c in clusters] for l in (1, 2)}
-        self._table = {l: np.full((self.n_forms + 1, len(trees)), -1, np.int16) for l in (1, 2)}
-        number = {l: [{w: s.index(k) for w, k in c[l-1].items()} for c, s in zip(clusters, self._sectors[l])] for l in (1, 2)}
-        for i, form in enumerate(self.vocabulary, 1):
-            words = _candidates(names_of[form], words_of, alphabetical)
-            for k, wheel in enumerate(number[1]):
-                word = next((w for w in words if w in wheel), None)
-                if word is not None: self._table[1][i, k], self._table[2][i, k] = wheel[word], number[2][k][word]
-        self._codes = {l: _pack(t, max(map(len, self._sectors[l]))) for l, t in self._table.items()}
+        clusters = clusters or list(map(wheel_clusters, trees.values()))
+        order = sorted if alphabetical else list
+        words_of, names = {n: order(words) for n, words in words_of.items()}, [order(names_of[f]) for f in self.vocabulary]
+        self._first = [None] + [n[0] for n in names]                                                # M1 of the OV-MER metric
+        self._word = [None] + [words_of[n][0] if words_of[n] else None for n in self._first[1:]]   # M2
+        tables, sectors = _first_choices(names, words_of, clusters, alphabetical)
+        self._table, self._sectors = dict(enumerate(tables, 1)), dict(enumerate(sectors, 1))
+        self._codes = {l: _pack(t, max(map(len, sectors[l-1]))) for l, t in self._table.items()}
         self.fingerprint = self._hash()
 
     def _hash(self):
@@ -170,7 +178,7 @@ class EmotionWheels:
         df = pd.DataFrame({w: [self.cluster(x, w, level) for x in words] for w in self.names}, index=pd.Index(words, name="word"), dtype=object)
         return df.assign(wheels=df.notna().sum(axis=1))
 
-# %% ../nbs/02_wheels.ipynb #c017
+# %% ../nbs/02_wheels.ipynb #c018
 BUILTIN_WHEELS = {"Plutchik": "plutchik.txt", "Willcox": "willcox.txt", "Roberts": "roberts.txt", "Junto": "junto.txt", "Parrott": "parrott.txt"}
 
 def _read_synonyms(lines, wheel_words):
@@ -181,11 +189,11 @@ def _read_synonyms(lines, wheel_words):
         if unknown := set(anchors) - wheel_words: raise ValueError(f"synonyms.txt: {sorted(unknown)} in {_short(line)} are on no wheel")
         for i, word in enumerate(anchors): found.setdefault(word, []).append((i, anchors))
         for word in members: found.setdefault(word, []).append((0, anchors))
-    own = {w: [w] for w in sorted(wheel_words)}
-    ordered = {w: chain.from_iterable(a for _, a in sorted(lines, key=lambda x: x[0])) for w, lines in found.items()}
-    return {w: list(dict.fromkeys([*own.get(w, []), *ordered.get(w, [])])) for w in {**own, **found}}
+    lines_of = {w: [a for _, a in sorted(x, key=lambda y: y[0])] if len(x) > 1 else [x[0][1]] for w, x in found.items()}
+    own = {w: [[w]] for w in sorted(wheel_words)}
+    return {w: list(dict.fromkeys(chain(*own.get(w, []), *lines_of.get(w, [])))) for w in {**own, **found}}
 
-# %% ../nbs/02_wheels.ipynb #c019
+# %% ../nbs/02_wheels.ipynb #c020
 def _read_forms(lines, names):
     "Form -> names. A name is a form of itself before anything else"
     forms = {n: [n] for n in names}
@@ -202,7 +210,7 @@ def _load_builtin():
     words_of = _read_synonyms(_table("synonyms.txt"), on_wheels)
     return EmotionWheels("builtin", trees, words_of, _read_forms(_table("forms.txt"), words_of))
 
-# %% ../nbs/02_wheels.ipynb #c022
+# %% ../nbs/02_wheels.ipynb #c023
 def _sheet(path):
     "Rows of the first sheet of an Excel file, each a dict by column name"
     try: from openpyxl import load_workbook
@@ -217,7 +225,7 @@ def _columns(path, rows, names):
 
 def _cell(x): return "" if x is None else str(x).lower().strip()
 
-# %% ../nbs/02_wheels.ipynb #c023
+# %% ../nbs/02_wheels.ipynb #c024
 def _read_wheel_sheet(path):
     "The tree of a `wheelN.xlsx`: blank cells of level 1 and 2 take the value above"
     tree, a, b = {}, "", ""
@@ -248,7 +256,7 @@ def _read_format_csv(path, names):
         for form in _words(_cell(row["format"])): names_of.setdefault(form, set()).add(name)
     return names_of
 
-# %% ../nbs/02_wheels.ipynb #c025
+# %% ../nbs/02_wheels.ipynb #c026
 class _SafeUnpickler(pickle.Unpickler):
     "Admits numpy arrays and plain containers, and names whatever else it is offered"
     admitted = {(m, n) for m in ("numpy.core.multiarray", "numpy._core.multiarray") for n in ("_reconstruct", "scalar")} | {
@@ -270,7 +278,7 @@ def _read_pickled(path):
                 else: out[key] = npz[key]
     return {k: v.item() if isinstance(v, np.ndarray) and v.ndim == 0 else v for k, v in out.items()}
 
-# %% ../nbs/02_wheels.ipynb #c026
+# %% ../nbs/02_wheels.ipynb #c027
 def _tree_of(one, two):
     "A tree from the cluster maps of a wheel"
     tree = {}
@@ -293,7 +301,7 @@ def _load_sheets(version, root):
     words_of = _read_synonym_sheet(root/"synonym.xlsx", on_wheels)
     return EmotionWheels(version, trees, words_of, _read_format_csv(root/"format.csv", words_of), alphabetical=True)
 
-# %% ../nbs/02_wheels.ipynb #c028
+# %% ../nbs/02_wheels.ipynb #c029
 _SHEETS = ("format.csv", "synonym.xlsx", *(f"wheel{i}.xlsx" for i in range(1, 6)))
 PUBLISHED = {  # wheel words, names, forms, fingerprint
     "v1":    (253, 1255, 7386, "6a961ec3127a8fc81592e83a5d74750a399cca9255c0bc12af83af8d0be553ce"),
@@ -310,7 +318,7 @@ def _verify(w, root):
     wrong = [f"{n}: {a} instead of {b}" for n, a, b in zip(names, found, PUBLISHED[w.version]) if a != b]
     raise ValueError(f"the tables in {root} are not the published {w.version!r} ({'; '.join(wrong)}); a file was changed or mixed up")
 
-# %% ../nbs/02_wheels.ipynb #c029
+# %% ../nbs/02_wheels.ipynb #c030
 def load_wheels(
     version="builtin",  # "builtin", or the authors' "v1" (AffectGPT, MER2025) or "v2026" (MER2026)
     root=None,          # Folder of the authors' tables

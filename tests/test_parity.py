@@ -1,0 +1,125 @@
+"Every score equals the authors' own code, where their data are present"
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from affectgpt_r1.metrics import ew_rewards, ew_score, hit_rate, mer2025_score, ovmer_score, sentiment_score
+from affectgpt_r1.wheels import _read_pickled, load_wheels
+
+repo = Path(__file__).resolve().parents[1]
+root = Path(os.environ.get("AFFECTGPT_R1_REFERENCE", repo.parent/"shared/reference"))
+pytestmark = pytest.mark.skipif(not (root/"pairs/expected.json").is_file(),
+                                reason=f"the authors' data are not in {root}; name their folder in AFFECTGPT_R1_REFERENCE")
+
+def close(a, b): np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+def load(path): return json.loads((root/path).read_text())
+
+@pytest.fixture(scope="module", params=["v1", "v2026"])
+def wheels(request): return load_wheels(request.param, root/"emotion_wheel"/request.param)
+
+def pairs(file):
+    rows = load(file)
+    return {r["name"]: r["gt"] for r in rows}, {r["name"]: r["pred"] for r in rows}
+
+def cases():
+    if not root.is_dir(): return []
+    return [(f, p.stem) for f in ("pairs", "ovmerd") for p in sorted((root/f).glob("*.json")) if p.stem != "expected"]
+
+@pytest.mark.parametrize("folder,name", cases())
+def test_set_scores(wheels, folder, name):
+    want = load(f"{folder}/expected.json")[name][wheels.version]
+    gold, pred = pairs(f"{folder}/{name}.json")
+    assert len(gold) == want["n_input"]
+    for level in (1, 2):
+        s, w = ew_score(gold, pred, wheels, level), want[f"level{level}"]
+        close([s.f, s.precision, s.recall], w["avg"])
+        close(s.per_wheel[["f", "precision", "recall"]].values, [w[f"wheel{i}"] for i in range(1, 6)])
+        assert s.per_wheel.n_scored.tolist() == [want["n_scored"][f"wheel{i}_level{level}"] for i in range(1, 6)]
+    o = ovmer_score(gold, pred, wheels)
+    close(o.columns[["f", "precision", "recall"]].values[:2], [want["case1"], want["case2"]])
+    assert o.columns.n_scored.tolist() == [want["n_scored"][k] for k in
+        ("case1", "case2", *(f"wheel{i}_level{l}" for l in (1, 2) for i in range(1, 6)))]
+    f = [want["case1"][0], want["case2"][0], *(want[f"level{l}"][f"wheel{i}"][0] for l in (1, 2) for i in range(1, 6))]
+    close(o.m_avg, np.mean(f))
+    close(mer2025_score(gold, pred, wheels).score, (want["level1"]["avg"][0] + want["level2"]["avg"][0])/2)
+
+def test_one_pair_at_a_time(wheels):
+    "A reward is the score of a corpus of one clip, but for the wheels that do not know its gold"
+    gold, pred = pairs("pairs/synthetic1000.json")
+    rewards = ew_rewards(gold, pred, wheels, undefined="nan")
+    for reward, name in zip(rewards[:200], gold):
+        table = ew_score({name: gold[name]}, {name: pred[name]}, wheels).per_wheel
+        known = table.f[table.n_scored > 0]
+        close(reward, known.mean() if len(known) else np.nan)
+
+LABELS = dict(mer2023="mer2023_label-6way", meld="meld_label", iemocapfour="iemocap_label_4way", cmumosi="cmumosi_label", cmumosei="cmumosei_label",
+              sims="sims_label", simsv2="simsv2_label")
+MELD = "anger joy sadness neutral disgust fear surprise".split()
+IEMOCAP = "happy sad neutral anger".split()
+
+def gold_of(dataset):
+    labels = _read_pickled(root/f"labels/{LABELS[dataset]}.npz")
+    if dataset == "mer2023": return {n: x["emo"] for n, x in labels["test1_corpus"].items()}
+    if dataset == "meld": return {n: MELD[x["emo"]] for n, x in labels["test_corpus"].items()}
+    if dataset == "iemocapfour": return {n: IEMOCAP[x["emo"]] for n, x in labels["whole_corpus"].items() if n[4] == "5"}
+    return {n: x["val"] for n, x in labels["test_corpus"].items()}
+
+def answers(dataset, epoch, kind):
+    d = np.load(root/f"predictions/{dataset}/epoch{epoch}-{kind}.npz")
+    return dict(zip(d["filenames"].tolist(), d["fileitems"].tolist()))
+
+@pytest.mark.parametrize("dataset", ["mer2023", "meld", "iemocapfour"])
+def test_hit_rate(dataset):
+    v1, want = load_wheels("v1", root/"emotion_wheel/v1"), load("predictions/expected.json")[dataset]
+    gold = gold_of(dataset)
+    assert len(gold) == want["n"]
+    for epoch, scores in want["v1"].items():
+        h = hit_rate(gold, answers(dataset, epoch, "openset"), v1)
+        close([h.hit_rate, h.mscore], [scores["hit_rate"], scores["mscore"]])
+        assert h.per_wheel.n_scored.tolist() == want["n_scored_per_wheel"]
+    blind = dict(mer2023=.7769, meld=.7769, iemocapfour=1.)
+    assert round(h.constant_baseline, 4) == blind[dataset]
+
+@pytest.mark.parametrize("dataset", ["cmumosi", "cmumosei", "sims", "simsv2"])
+def test_sentiment(dataset):
+    want, gold = load("predictions/expected.json")[dataset], gold_of(dataset)
+    for epoch, scores in want["v1"].items():
+        v = sentiment_score(gold, answers(dataset, epoch, "openset-sentiment"))
+        close([v.waf, v.acc], [scores["waf"], scores["acc"]])
+        assert (v.n_scored + v.n_zero, v.n_zero) == (want["n"], want["n_zero_gold"])
+
+def test_v2026_moves_meld_only_where_fear_is():
+    "Published with v1: 55.65; the same predictions with the corrected forms: 56.33"
+    v2026 = load_wheels("v2026", root/"emotion_wheel/v2026")
+    assert round(100*hit_rate(gold_of("meld"), answers("meld", 30, "openset"), v2026).hit_rate, 2) == 56.33
+
+def test_tables():
+    v1, v2026 = (load_wheels(v, root/"emotion_wheel"/v) for v in ("v1", "v2026"))
+    assert [v1.cluster("fear", i) for i in range(1, 6)] == ["scared", "happy", "joyful", "genius", "joyful"]
+    assert [v2026.cluster("fear", i) for i in range(1, 6)] == ["scared", "fearful", "scared", "fear", "scared"]
+    dropped = (v1._table[1][1:] < 0).mean(0)
+    assert (100*dropped).round(1).tolist() == [45.1, 40.4, 56.1, 44.8, 58.6] and not (v1._table[1][1:] < 0).all(1).any()
+    assert [len(v1.sectors(i)) for i in range(1, 6)] == [6, 7, 6, 6, 6]
+    assert [len(v1.sectors(i, 2)) for i in range(1, 6)] == [36, 41, 36, 48, 36]
+
+def test_prebuilt_and_sheets_agree(tmp_path):
+    source = root/"emotion_wheel/v2026"
+    (tmp_path/"wheel_mapping.npz").write_bytes((source/"wheel_mapping.npz").read_bytes())
+    prebuilt = load_wheels("v2026", tmp_path)
+    assert prebuilt.fingerprint == load_wheels("v2026", source).fingerprint
+
+def test_mixed_up_folders_are_named(tmp_path):
+    with pytest.raises(ValueError, match="holds the tables 'v2026', not 'v1'"): load_wheels("v1", root/"emotion_wheel/v2026")
+    for f in (root/"emotion_wheel/v1").iterdir(): (tmp_path/f.name).write_bytes(f.read_bytes())
+    (tmp_path/"wheel3.xlsx").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks wheel3.xlsx"): load_wheels("v1", tmp_path)
+    (tmp_path/"wheel3.xlsx").write_bytes((tmp_path/"wheel1.xlsx").read_bytes())
+    with pytest.raises(ValueError, match="not the published 'v1'.*wheel words|synonym.xlsx"): load_wheels("v1", tmp_path)
+    (tmp_path/"wheel3.xlsx").write_bytes((root/"emotion_wheel/v1/wheel3.xlsx").read_bytes())
+    text = (tmp_path/"format.csv").read_text().splitlines(keepends=True)
+    (tmp_path/"format.csv").write_text("".join(text[:-1]))
+    with pytest.raises(ValueError, match="not the published 'v1'"): load_wheels("v1", tmp_path)
