@@ -72,9 +72,14 @@ def prepare(nb, code=True):
     return nb
 
 
-def to_markdown(nb, files="files", code=True, template=TEMPLATE):
-    "The notebook as Markdown, and its images by file name: those of a notebook `x` are in the folder `files`"
-    exporter = MarkdownExporter(raw_template=template) if template else MarkdownExporter()
+def to_markdown(
+    nb,                 # A notebook; its directives are carried out in place
+    files="files",      # The folder that the images' names begin with
+    code=True,          # Keep the code?
+    template=TEMPLATE,  # How cells are written, on top of nbconvert's template
+):
+    "The notebook as Markdown, and its images by name"
+    exporter = MarkdownExporter(raw_template=template)
     text, resources = exporter.from_notebook_node(prepare(nb, code), resources={"output_files_dir": files})
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
 
@@ -86,8 +91,13 @@ def write_files(files, folder):
         (folder/name).write_bytes(content)
 
 
-def to_html(markdown, out, variables, resources=None):
-    "Write a page with our template; with a folder of `resources`, everything is embedded in the one file"
+def to_html(
+    markdown,        # The body of the page
+    out,             # The file to write
+    variables,       # What page.html fills in: title, subtitle, …
+    resources=None,  # A folder with the images: embed them, and the style, in the one file
+):
+    "Write a page with our template"
     options = {"standalone": True, "table-of-contents": True, "toc-depth": 3, "template": str(HERE/"page.html"),
                "html-math-method": {"method": "mathml"}, "variables": variables}
     if resources: options |= {"embed-resources": True, "resource-path": [str(resources), str(HERE)]}

@@ -1,0 +1,36 @@
+"What all tests share: offline, no telemetry, and a copy of the project that a test may write into"
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from tools.notebooks import OFFLINE
+
+os.environ.update(OFFLINE)
+settings.register_profile("steady", deadline=None, derandomize=True)  # a busy machine is no failure
+settings.load_profile("steady")
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv*", "runs", "build", "dist", "_docs", "_proc", "*.egg-info", "__pycache__", ".pytest_cache", ".hypothesis",
+    ".ipynb_checkpoints")
+
+
+def copy_project(folder):
+    "The project's files in a new folder"
+    return Path(shutil.copytree(ROOT, folder, ignore=LEFT_OUT, symlinks=True))
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    "A copy of the project, shared by the tests of a session, in which notebooks are run"
+    return copy_project(tmp_path_factory.mktemp("run")/"project")
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    "A copy of the project of this test's own"
+    return copy_project(tmp_path/"project")

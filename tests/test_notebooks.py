@@ -1,0 +1,104 @@
+"The notebooks: in step with the library and the README, clean, with fresh outputs, and every one of them runs"
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+from tools.notebooks import OFFLINE, run_notebook
+from tools.readme import INDEX, readme
+from tools.site import chapters
+
+NBS = ROOT/"nbs"
+NOTEBOOKS = sorted(str(p.relative_to(NBS)) for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+BIN = os.path.dirname(sys.executable)
+
+
+def tree(folder, pattern):
+    "The bytes of a folder's files, by name"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob(pattern))}
+
+
+def changed(before, after):
+    "Names of the files that are not the same in both"
+    return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+
+
+def nbdev(command, folder):
+    "Run one of nbdev's commands in a copy of the project"
+    subprocess.run([f"{BIN}/{command}"], cwd=folder, check=True, capture_output=True)
+
+
+def test_library_in_step(scratch):
+    package = scratch/"affectgpt_r1"
+    for module in package.glob("*.py"):
+        if module.name != "__init__.py": module.unlink()
+    nbdev("nbdev_export", scratch)
+    assert not changed(tree(ROOT/"affectgpt_r1", "*.py"), tree(package, "*.py")), "run nbdev_export"
+
+
+def test_notebooks_clean(scratch):
+    nbdev("nbdev_clean", scratch)
+    assert not changed(tree(NBS, "*.ipynb"), tree(scratch/"nbs", "*.ipynb")), "run nbdev_clean"
+
+
+def test_readme_in_step():
+    text, images = readme()
+    assert (ROOT/"README.md").read_text(encoding="utf-8") == text, "run make readme"
+    assert all((INDEX.parent/name).read_bytes() == content for name, content in images.items()), "run make readme"
+
+
+def test_every_notebook_is_a_chapter():
+    assert sorted(name for _, part in chapters() for name in part) == NOTEBOOKS
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_title(name):
+    "nbdev turns the title's cell into front matter: other prose in that cell would be lost from the site"
+    cells = nbformat.read(NBS/name, 4).cells
+    title = next(c.source.strip() for c in cells if c.cell_type == "markdown")
+    assert re.fullmatch(r"# \S.*\n\n> \S.*", title), f"a title, a blank line and one line of subtitle, alone: {title[:300]}"
+
+
+def kinds(cell):
+    "What a cell shows: printed text, or the richest form of a result; warnings and progress bars do not count"
+    res = set()
+    for o in cell.get("outputs", []):
+        data = o.get("data", {})
+        if any("widget" in mime for mime in data): continue
+        if o.output_type == "stream": res |= {o.name} - {"stderr"}
+        else: res.add(next((m for m in ("image/png", "text/html", "text/markdown") if m in data), o.output_type))
+    return res
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_runs(name, project, tmp_path, monkeypatch):
+    "From top to bottom, and what it shows is what is stored in it"
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    small = {"preset": "smoke", "run_dir": str(tmp_path/"run")} if name == "tutorials/pipeline.ipynb" else {}
+    ran = run_notebook(project/"nbs"/name, tmp_path/"executed.ipynb", small, timeout=600)
+    stored = {c.id: c for c in nbformat.read(NBS/name, 4).cells}
+    stale = [c.source for c in ran.cells if c.id in stored and c.cell_type == "code" and kinds(c) != kinds(stored[c.id])]
+    assert not stale, "stored outputs are missing or old: run python -m tools.notebooks nbs/" + name
+
+
+def test_directives_are_honoured(tmp_path):
+    "What nbdev_test skips is skipped, and keeps its stored output; parameters are injected"
+    code = nbformat.v4.new_code_cell
+    kept = nbformat.v4.new_output("stream", text="from a GPU")
+    parameters = code("n = 1", metadata={"tags": ["parameters"]})
+    nb = nbformat.v4.new_notebook(cells=[
+        parameters, code("#| cuda\n1/0", outputs=[kept]), code("#| eval: false\n1/0"), code("print(n)")])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
+    nbformat.write(nb, tmp_path/"in.ipynb")
+    ran = run_notebook(tmp_path/"in.ipynb", tmp_path/"out.ipynb", {"n": 5})
+    outputs = [[o.text for o in c.outputs] for c in ran.cells]
+    assert outputs == [[], [], ["from a GPU"], [], ["5\n"]]
+    assert not any("skip-execution" in c.metadata.get("tags", []) for c in ran.cells)
+
+
+def test_nothing_is_fetched():
+    assert OFFLINE.items() <= os.environ.items()

@@ -1,0 +1,151 @@
+"The package: light to import, layered, complete when installed, and free of traces of the machine it was made on"
+import ast
+import configparser
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT/"affectgpt_r1"
+CHAPTERS = sorted((ROOT/"nbs").glob("[0-9][0-9]_*.ipynb"))
+ORDER = [p.stem[3:] for p in CHAPTERS]  # modules in reading order
+LIGHT = ["labels", "wheels", "metrics"]
+
+ONLY_NUMPY_AND_PANDAS = """
+import sys, importlib
+allowed = set(sys.stdlib_module_names) | {"numpy", "pandas", "dateutil", "six", "tzdata", "affectgpt_r1"}
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in allowed: raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuse())
+read = []
+sys.addaudithook(lambda event, args: read.append(str(args[0])) if event == "open" else None)
+import affectgpt_r1
+for name in sys.argv[1:]: importlib.import_module(f"affectgpt_r1.{name}")
+assert not [f for f in read if "tables" in f], f"read at import: {read}"
+"""
+
+
+def python(code, *args, path=ROOT, **kw):
+    "Run code in a new interpreter; what it printed"
+    run = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env={"PYTHONPATH": str(path)}, **kw)
+    assert run.returncode == 0, run.stderr
+    return run.stdout + run.stderr
+
+
+def imports(path):
+    "(level, name) of every module that a file imports, inside functions too"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import): yield from ((0, a.name) for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.level == 0 or node.module): yield node.level, node.module
+        elif isinstance(node, ast.ImportFrom): yield from ((node.level, a.name) for a in node.names)
+
+
+def settings():
+    "settings.ini"
+    cfg = configparser.ConfigParser(delimiters=["="])
+    cfg.read(ROOT/"settings.ini", encoding="utf-8")
+    return cfg["DEFAULT"]
+
+
+def plain(name): return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def required(*groups):
+    "Names of the distributions that settings.ini asks for; of all groups that a user installs, unless named"
+    cfg = settings()
+    keys = groups or [k for k in cfg if k.endswith("requirements") and k not in ("dev_requirements", "docs_requirements")]
+    return {plain(re.match(r"[\w.-]+", r)[0]) for k in keys for r in cfg[k].split()}
+
+
+def test_light_modules_need_numpy_and_pandas_only():
+    assert python(ONLY_NUMPY_AND_PANDAS, *LIGHT) == ""
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_only_from_chapters_before(module):
+    inside = [name for level, name in imports(PACKAGE/f"{module}.py") if level == 1]
+    inside += [name.split(".")[1] for level, name in imports(PACKAGE/f"{module}.py") if level == 0 and name.startswith("affectgpt_r1.")]
+    assert set(inside) <= set(ORDER[:ORDER.index(module)])
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_what_it_imports_is_declared(module):
+    "No development tool, and nothing that settings.ini does not name"
+    outside = {name.partition(".")[0] for level, name in imports(PACKAGE/f"{module}.py") if level == 0}
+    outside -= set(sys.stdlib_module_names) | {"affectgpt_r1"}
+    names = packages_distributions()
+    asked = required("requirements") if module in LIGHT and module != "wheels" else required()
+    assert {o for o in outside if not asked & {plain(d) for d in names.get(o, [])}} == set()
+
+
+def test_index_of_symbols():
+    from affectgpt_r1._modidx import d
+    assert {m.removeprefix("affectgpt_r1.") for m in d["syms"]} == set(ORDER)
+
+
+def test_lock_pins_every_requirement():
+    from packaging.requirements import Requirement
+    lines = [ln for ln in (ROOT/"requirements.lock").read_text().splitlines() if not ln.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", ln) for ln in lines)
+    pins = {plain(name): version for name, version in (ln.split("==") for ln in lines)}
+    cfg = settings()
+    for r in (Requirement(r) for k in cfg if k.endswith("requirements") for r in cfg[k].split()):
+        assert r.specifier.contains(pins[plain(r.name)]), r
+
+
+def test_wheel(scratch, tmp_path):
+    "Built, it holds the tables and asks for little; installed elsewhere, it imports and scores"
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, scratch], check=True)
+    wheel, = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    ours = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert {name for name in packed if ".dist-info/" not in name} == ours
+    assert any(name.startswith("affectgpt_r1/tables/") for name in packed)
+    about = zipfile.ZipFile(wheel).read(next(n for n in packed if n.endswith("METADATA"))).decode()
+    base = re.findall(r"^Requires-Dist: ([\w.-]+)[^;\n]*$", about, re.M)
+    assert {plain(n) for n in base} == {"numpy", "pandas"}
+    assert {"train", "media", "plots", "dev", "docs"} <= set(re.findall(r"^Provides-Extra: (.+)$", about, re.M))
+    assert any(n.endswith("/LICENSE") for n in packed)
+
+    target = tmp_path/"installed"
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", target, wheel], check=True)
+    code = """
+import affectgpt_r1
+from affectgpt_r1.metrics import ew_score
+from affectgpt_r1.wheels import load_wheels
+print(affectgpt_r1.__file__)
+print(ew_score([["happy"]], [["happy"]], wheels=load_wheels()).f)
+"""
+    where, score = python(code, path=target, cwd=tmp_path).split()
+    assert Path(where).is_relative_to(target) and float(score) == 1
+
+
+def texts(path):
+    "The text of a file; of a notebook, without its pictures"
+    if path.suffix != ".ipynb": return path.read_text(encoding="utf-8", errors="ignore")
+    res = []
+    for cell in nbformat.read(path, 4).cells:
+        res.append(cell.source)
+        for o in cell.get("outputs", []):
+            res += [o.get("text", ""), *("".join(v) for k, v in o.get("data", {}).items() if k.startswith("text"))]
+    return "\n".join(res)
+
+
+def test_no_machine_paths():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    homes = [r"/(?:home|Users)/\w+", r"/root/", r"/tmp/\w+", r"/opt/\w+", r"/mnt/\w+", re.escape(str(ROOT)), re.escape(str(Path.home()))]
+    machine = re.compile(rf"(?<![\w.])(?:{'|'.join(homes)})")
+    found = {}
+    for name in filter(None, listed.split("\0")):
+        path = ROOT/name
+        if path == Path(__file__) or path.suffix in {".png", ".gif", ".jpg", ".npz", ".mp4", ".wav"} or not path.is_file(): continue
+        if hits := machine.findall(texts(path)): found[name] = hits[:3]
+    assert not found

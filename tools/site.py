@@ -1,0 +1,95 @@
+"""The site without Quarto: nbdev processes the notebooks, pandoc renders them, in the order of _quarto.yml
+
+    python -m tools.site
+"""
+import html
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbdev.config import get_config
+from nbdev.serve import proc_nbs
+
+from tools.notebooks import ROOT
+from tools.pages import HERE, to_html, to_markdown, write_files
+
+CFG = get_config(path=ROOT)
+OUT = ROOT/CFG.doc_path.name
+HOST = f"{CFG.doc_host}{CFG.doc_baseurl}/"
+
+
+def chapters():
+    "The sidebar of _quarto.yml: pairs of a part's name and its notebooks"
+    contents = yaml.safe_load((ROOT/"_quarto.yml").read_text())["website"]["sidebar"]["contents"]
+    loose = [c for c in contents if isinstance(c, str)]
+    return [("", loose)] + [(c["section"], c["contents"]) for c in contents if not isinstance(c, str)]
+
+
+def page_name(
+    notebook, # Path of a notebook, or a link to one
+):
+    "Where nbdev and Quarto put its page: `04_media.ipynb` becomes `media.html`"
+    folder, _, name = notebook.rpartition("/")
+    return f"{folder}/" * bool(folder) + re.sub(r"^\d+[a-z]?_", "", name).removesuffix(".ipynb") + ".html"
+
+
+def front_matter(nb):
+    "The title and description that nbdev wrote into the first cell"
+    return yaml.safe_load(nb.cells[0].source.strip().strip("-")) if nb.cells[0].cell_type == "raw" else {}
+
+
+def inline_code(text):
+    "Text for HTML, with `words` in backticks as code"
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
+
+
+def relative_links(text, root):
+    "Links to the site's address and to notebooks as links between the pages"
+    text = text.replace(HOST, root)
+    link = r"\]\((?!https?:)([^)#\s]+\.ipynb)(?=[)#])"
+    return re.sub(link, lambda m: f"]({page_name(m[1])}", text)
+
+
+def dead_links():
+    "Links of the pages that lead to no file or anchor of the site"
+    pages = {p: p.read_text() for p in OUT.rglob("*.html")}
+    for page, text in pages.items():
+        for href in re.findall(r'(?:href|src)="(?!https?:|data:|mailto:)([^"]+)"', text):
+            name, _, anchor = href.partition("#")
+            target = (page.parent/name).resolve() if name else page
+            if not target.is_file(): yield f"{page.relative_to(OUT)}: {href}"
+            elif anchor and f'id="{anchor}"' not in pages.get(target, ""): yield f"{page.relative_to(OUT)}: {href}"
+
+
+def build():
+    "Render every chapter into the folder of the site"
+    cache = Path(proc_nbs(n_workers=0, force=True))
+    parts = chapters()
+    names = [n for _, part in parts for n in part]
+    nbs = {n: nbformat.read(cache/n, 4) for n in names}
+    about = {n: front_matter(nb) for n, nb in nbs.items()}
+    entry = {n: {"href": page_name(n), "title": str(about[n].get("title", n)).replace("`", "")} for n in names}
+    shutil.rmtree(OUT, ignore_errors=True)
+    pictures = [p for p in CFG.nbs_path.rglob("*") if p.suffix in {".png", ".svg", ".jpg", ".gif"}]
+    write_files({p.relative_to(CFG.nbs_path): p.read_bytes() for p in pictures}, OUT)
+    for before, name, after in zip([None, *names], names, [*names[1:], None]):
+        page = Path(entry[name]["href"])
+        root = "../" * (len(page.parts) - 1)
+        text, images = to_markdown(nbs[name], files=f"{page.stem}_files")
+        write_files(images, (OUT/page).parent)
+        sidebar = [{"name": part, "pages": [entry[n] | ({"here": True} if n == name else {}) for n in group]} for part, group in parts]
+        neighbours = {k: entry[n] for k, n in (("previous", before), ("next", after)) if n}
+        to_html(relative_links(text, root), OUT/page, neighbours | {
+            "title": entry[name]["title"], "subtitle": inline_code(str(about[name].get("description", ""))),
+            "site": CFG.title, "root": root, "parts": sidebar})
+    shutil.copy(HERE/"page.css", OUT)
+    return OUT/"index.html"
+
+
+if __name__ == "__main__":
+    index = build()
+    if dead := list(dead_links()): sys.exit("Dead links:\n  " + "\n  ".join(dead))
+    print(f"The site: {index}")
