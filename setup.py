@@ -27,6 +27,7 @@ setup(
     package_data={name: ["tables/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
+    entry_points={"nbdev": [f"{name}={name}._modidx:d"]},  # by which nbdev links `names` in prose to their pages
     classifiers=[f"Intended Audience :: {cfg['audience']}", "Programming Language :: Python :: 3"],
     zip_safe=False,
 )

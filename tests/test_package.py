@@ -22,7 +22,7 @@ import sys, importlib
 allowed = set(sys.stdlib_module_names) | {"numpy", "pandas", "dateutil", "six", "tzdata", "affectgpt_r1"}
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in allowed: raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if name.partition(".")[0] not in allowed and not name.startswith("_sysconfigdata"): raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Refuse())
 read = []
 sys.addaudithook(lambda event, args: read.append(str(args[0])) if event == "open" else None)
