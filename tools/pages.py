@@ -1,4 +1,5 @@
 "Notebooks to Markdown, and Markdown to HTML with pandoc: what the site, the report and the README share"
+import html
 import re
 import tempfile
 from pathlib import Path
@@ -82,6 +83,11 @@ def to_markdown(
     exporter = MarkdownExporter(raw_template=template)
     text, resources = exporter.from_notebook_node(prepare(nb, code), resources={"output_files_dir": files})
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
+
+
+def inline_code(text):
+    "Text for HTML, with `words` in backticks as code"
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
 
 
 def write_files(files, folder):

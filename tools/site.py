@@ -2,7 +2,6 @@
 
     python -m tools.site
 """
-import html
 import re
 import shutil
 import sys
@@ -14,7 +13,7 @@ from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 
 from tools.notebooks import ROOT
-from tools.pages import HERE, to_html, to_markdown, write_files
+from tools.pages import HERE, inline_code, to_html, to_markdown, write_files
 
 CFG = get_config(path=ROOT)
 OUT = ROOT/CFG.doc_path.name
@@ -39,11 +38,6 @@ def page_name(
 def front_matter(nb):
     "The title and description that nbdev wrote into the first cell"
     return yaml.safe_load(nb.cells[0].source.strip().strip("-")) if nb.cells[0].cell_type == "raw" else {}
-
-
-def inline_code(text):
-    "Text for HTML, with `words` in backticks as code"
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
 
 
 def relative_links(text, root):

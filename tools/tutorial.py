@@ -4,6 +4,7 @@
 """
 import argparse
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from papermill import PapermillExecutionError
 
 from tools.notebooks import ROOT, brief, run_notebook
-from tools.pages import to_html, to_markdown, write_files
+from tools.pages import inline_code, to_html, to_markdown, write_files
 
 NOTEBOOK = ROOT/"nbs/tutorials/pipeline.ipynb"
 
@@ -22,10 +23,10 @@ def write_report(
 ):
     "The notebook as one page without its code and without a request to anywhere"
     text, images = to_markdown(nb, code=False)
-    heading, _, body = text.partition("\n")
+    title, subtitle, body = re.match(r"# (.+)\n\n> (.+)\n(.*)", text, re.S).groups()
     with tempfile.TemporaryDirectory() as tmp:
         write_files(images, Path(tmp))
-        return to_html(body, out, {"title": heading.lstrip("# ")}, resources=tmp)
+        return to_html(body, out, {"title": title, "subtitle": inline_code(subtitle)}, resources=tmp)
 
 
 def table(metrics):
