@@ -1,4 +1,5 @@
-"The notebooks: in step with the library and the README, clean, with fresh outputs, and every one of them runs"
+"The notebooks: in step with the library and the README, clean, with fresh outputs; every one of them runs, and they make the site"
+import json
 import os
 import re
 import subprocess
@@ -11,9 +12,12 @@ from conftest import ROOT
 from tools.notebooks import OFFLINE, run_notebook
 from tools.readme import INDEX, readme
 from tools.site import chapters
+from tools.tutorial import main
 
 NBS = ROOT/"nbs"
 NOTEBOOKS = sorted(str(p.relative_to(NBS)) for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+PIPELINE = "tutorials/pipeline.ipynb"
+FETCHES = re.compile(r"""<script|@import|(?:src|srcset)=["']?(?:https?:)?//|<link[^>]*href=["']?(?:https?:)?//|url\(["']?(?:https?:)?//""")
 BIN = os.path.dirname(sys.executable)
 
 
@@ -75,15 +79,43 @@ def kinds(cell):
     return res
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+def stale(ran, name):
+    "Code of the cells that showed something else when run than what is stored"
+    stored = {c.id: c for c in nbformat.read(NBS/name, 4).cells}
+    return [c.source for c in ran.cells if c.cell_type == "code" and c.id in stored and kinds(c) != kinds(stored[c.id])]
+
+
+@pytest.mark.parametrize("name", [n for n in NOTEBOOKS if n != PIPELINE])
 def test_runs(name, project, tmp_path, monkeypatch):
     "From top to bottom, and what it shows is what is stored in it"
     monkeypatch.setenv("PYTHONPATH", str(project))
-    small = {"preset": "smoke", "run_dir": str(tmp_path/"run")} if name == "tutorials/pipeline.ipynb" else {}
-    ran = run_notebook(project/"nbs"/name, tmp_path/"executed.ipynb", small, timeout=600)
-    stored = {c.id: c for c in nbformat.read(NBS/name, 4).cells}
-    stale = [c.source for c in ran.cells if c.id in stored and c.cell_type == "code" and kinds(c) != kinds(stored[c.id])]
-    assert not stale, "stored outputs are missing or old: run python -m tools.notebooks nbs/" + name
+    ran = run_notebook(project/"nbs"/name, tmp_path/"executed.ipynb", timeout=600)
+    assert not stale(ran, name), f"outputs are missing or old: run python -m tools.notebooks nbs/{name}"
+
+
+def test_pipeline(project, tmp_path, monkeypatch, capsys):
+    "The main job, small: it shows what is stored, its numbers have their names, its report asks no other host for anything"
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    main(project/"nbs"/PIPELINE, preset="smoke", run_dir=tmp_path)
+    assert not stale(nbformat.read(tmp_path/"pipeline.ipynb", 4), PIPELINE)
+    metrics = json.loads((tmp_path/"metrics.json").read_text())
+    assert metrics.keys() >= {"preset", "seed", "stages", "baselines", "seconds"} and metrics["preset"] == "smoke"
+    for stage in ("cold_start", "grpo"):
+        assert metrics["stages"][stage].keys() >= {
+            "ew_f", "ew_precision", "ew_recall", "mean_labels", "format_rate", "ci95", "ew_f_sampled"}
+    assert all("ew_f" in b for b in metrics["baselines"].values()) and metrics["seconds"]["total"] > 0
+    assert "grpo" in capsys.readouterr().out
+    report = (tmp_path/"report.html").read_text()
+    assert "data:image/png" in report and not FETCHES.search(report)
+
+
+def test_site(scratch):
+    "It is built without a dead link, and its pages ask no other host for anything"
+    env = os.environ | {"PYTHONPATH": str(scratch)}
+    made = subprocess.run([sys.executable, "-m", "tools.site"], cwd=scratch, env=env, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr[-2000:]
+    pages = list((scratch/"_docs").rglob("*.html"))
+    assert len(pages) == len(NOTEBOOKS) and not [p for p in pages if FETCHES.search(p.read_text())]
 
 
 def test_directives_are_honoured(tmp_path):

@@ -23,7 +23,7 @@ def write_report(
 ):
     "The notebook as one page without its code and without a request to anywhere"
     text, images = to_markdown(nb, code=False)
-    title, subtitle, body = re.match(r"# (.+)\n\n> (.+)\n(.*)", text, re.S).groups()
+    title, subtitle, body = re.match(r"# (.+)\n\n> (.+)\n((?s:.*))", text).groups()
     with tempfile.TemporaryDirectory() as tmp:
         write_files(images, Path(tmp))
         return to_html(body, out, {"title": title, "subtitle": inline_code(subtitle)}, resources=tmp)
