@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POLARITY', 'EWResult', 'EWScore', 'ew_score', 'ew_rewards', 'ew_interval', 'EWDifference', 'ew_difference',
            'MER2025Result', 'mer2025_score', 'OVMERResult', 'ovmer_score', 'HitRateResult', 'hit_rate',
-           'SentimentResult', 'sentiment_score']
+           'SentimentResult', 'sentiment_score', 'UniBenchResult', 'unibench']
 
 # %% ../nbs/03_metrics.ipynb #c002
 import re
@@ -444,3 +444,113 @@ def sentiment_score(
     g, q = value[keep] > 0, np.array([POLARITY.get(x, 0) > 0 for x in word])[keep]
     return SentimentResult(_waf(g, q), float((g == q).mean()), int(keep.sum()), int((~keep).sum()), sum(x not in POLARITY for x in word),
                            word.count("neutral"), _waf(g, np.full_like(g, g.mean() >= .5)))
+
+# %% ../nbs/03_metrics.ipynb #c077
+_MELD, _IEMOCAP = "anger joy sadness neutral disgust fear surprise".split(), "happy sad neutral anger".split()
+UNIBENCH = {  # key: (stem of the label file's folder or name, label file, split, kind, names of the classes where gold is an index)
+    "MER2023":     ("mer2023", "label-6way.npz", "test1_corpus", "hit rate", None),
+    "MER2024":     ("mer2024", "label-6way.npz", "test1_corpus", "hit rate", None),
+    "MELD":        ("meld", "label.npz", "test_corpus", "hit rate", _MELD),
+    "IEMOCAPFour": ("iemocap", "label_4way.npz", "whole_corpus", "hit rate", _IEMOCAP),
+    "CMUMOSI":     ("cmumosi", "label.npz", "test_corpus", "WAF", None),
+    "CMUMOSEI":    ("cmumosei", "label.npz", "test_corpus", "WAF", None),
+    "SIMS":        ("sims", "label.npz", "test_corpus", "WAF", None),
+    "SIMSv2":      ("simsv2", "label.npz", "test_corpus", "WAF", None),
+    "OVMERDPlus":  ("ovmerdplus", "ovlabel.csv", None, "EW F", None)}
+
+# %% ../nbs/03_metrics.ipynb #c078
+def _gold_file(labels, key):
+    "Label file of a data set: `<stem>_label.npz` or `<stem>…process/label.npz`; None if there is none"
+    stem, file, *_ = UNIBENCH[key]
+    return next((f for pattern in (f"{stem}_{file}", f"{stem}-process/{file}", f"{stem}-dataset-process/{file}") for f in labels.glob(pattern)), None)
+
+def _read_gold(path, key):
+    "Clip -> gold of the test split"
+    _, _, split, kind, classes = UNIBENCH[key]
+    if path.suffix == ".csv":
+        table = pd.read_csv(path)
+        return {n: parse_labels(x, strict=True) or ["neutral"] for n, x in zip(table["name"], table["openset"])}
+    d = _read_pickled(path)
+    if split not in d: raise ValueError(f"{path} has no split {split}; it holds {', '.join(d)}")
+    if kind == "WAF": return {n: x["val"] for n, x in d[split].items()}
+    gold = {n: classes[x["emo"]] if classes else x["emo"] for n, x in d[split].items()}
+    return {n: x for n, x in gold.items() if n[4] == "5"} if key == "IEMOCAPFour" else gold   # Session 5 is the test
+
+# %% ../nbs/03_metrics.ipynb #c079
+def _answer_files(predictions, key):
+    "Checkpoint -> file of the extracted answers, below a folder named after the data set"
+    suffix = "-openset-sentiment.npz" if UNIBENCH[key][3] == "WAF" else "-openset.npz"
+    folders = [d for d in predictions.iterdir() if d.is_dir() and d.name.lower() in (key.lower(), f"results-{key.lower()}")]
+    found = {}
+    for f in sorted(f for d in folders for f in d.rglob(f"*{suffix}")):
+        number = re.search(r"(?:epoch|checkpoint)_?(\d+)", f.name)
+        if not number: raise ValueError(f"{f}: no checkpoint in the name; expected epoch30{suffix} or checkpoint_000030_loss_0.1{suffix}")
+        if int(number[1]) in found: raise ValueError(f"two files for checkpoint {int(number[1])} of {key}: {found[int(number[1])]} and {f}")
+        found[int(number[1])] = f
+    return found
+
+def _read_answers(path):
+    d = _read_pickled(path)
+    if missing := [k for k in ("filenames", "fileitems") if k not in d]: raise ValueError(f"{path} has no entry {', '.join(missing)}")
+    return dict(zip(d["filenames"].tolist(), d["fileitems"].tolist()))
+
+# %% ../nbs/03_metrics.ipynb #c080
+def _bench_row(key, gold, path, wheels):
+    "One data set and checkpoint: its number and the companions"
+    try:
+        if UNIBENCH[key][3] == "WAF":
+            s = sentiment_score(gold, _read_answers(path))
+            return dict(score=s.waf, companion="ACC", value=s.acc, mean_labels=1., n=len(gold), n_scored=s.n_scored, constant=s.constant_baseline)
+        if UNIBENCH[key][3] == "hit rate":
+            s = hit_rate(gold, _read_answers(path), wheels)
+            return dict(score=s.hit_rate, companion="mscore", value=s.mscore, mean_labels=s.mean_labels, n=len(gold), n_scored=s.n_scored, constant=s.constant_baseline)
+        s = ew_score(gold, _read_answers(path), wheels)
+        blind = ew_score(gold, dict.fromkeys(gold, ["happy", "sad", "angry"]), wheels).f
+        return dict(score=s.f, companion="precision", value=s.precision, mean_labels=s.mean_labels, n=s.n, n_scored=round(s.n*(1 - s.never_scored)), constant=blind)
+    except (KeyError, ValueError) as e: raise type(e)(f"{path}: {e.args[0]}") from None
+
+# %% ../nbs/03_metrics.ipynb #c081
+@dataclass(frozen=True, repr=False)
+class UniBenchResult(_Score):
+    "The table of MER-UniBench"
+    mean: float     # Of the main scores in the table
+    n_sets: int     # Rows of the table; the published mean has nine
+    protocol: str   # "fixed" or "best-on-test"
+    missing: dict   # Data set -> why it is not in the table
+    wheels: str
+    fingerprint: str
+    _rows: list
+    _tables = ("table",)
+
+    @property
+    def table(self): return pd.DataFrame(self._rows)   # dataset, measure, checkpoint, score, companion, value, mean_labels, n, n_scored, constant
+
+# %% ../nbs/03_metrics.ipynb #c082
+def unibench(
+    predictions,       # Folder with a folder per data set, which holds `…epoch30…-openset.npz`, `…checkpoint_000030…-openset-sentiment.npz`, …
+    labels,            # Folder with the label files
+    wheels=None,
+    checkpoint=None,   # The one checkpoint to score; needed where there are several
+    protocol="fixed",  # "fixed", or "best-on-test": per data set the checkpoint that is best on the test set, as in the published tables
+)->UniBenchResult:
+    "Main score of each data set, what to read beside it, and the mean"
+    if protocol not in ("fixed", "best-on-test"): raise ValueError(f"protocol is {protocol!r}; it must be 'fixed' or 'best-on-test'")
+    if protocol == "best-on-test" and checkpoint is not None: raise ValueError("with protocol 'best-on-test' the checkpoint is chosen on the test set: leave `checkpoint` out")
+    predictions, labels, wheels = Path(predictions), Path(labels), wheels or load_wheels()
+    for folder in (predictions, labels):
+        if not folder.is_dir(): raise FileNotFoundError(f"no folder {folder}")
+    rows, missing = [], {}
+    for key, (*_, measure, _) in UNIBENCH.items():
+        files, gold_file = _answer_files(predictions, key), _gold_file(labels, key)
+        if not files: missing[key] = f"no answers below {predictions}/{key.lower()}"; continue
+        if gold_file is None: missing[key] = f"no {UNIBENCH[key][1]} in {labels}"; continue
+        if protocol == "fixed":
+            wanted = checkpoint if checkpoint is not None else next(iter(files))
+            if wanted not in files: raise ValueError(f"{key} has no checkpoint {wanted}; there are {', '.join(map(str, files))}")
+            if checkpoint is None and len(files) > 1: raise ValueError(f"{key} has the checkpoints {', '.join(map(str, files))}: name one, or ask for protocol='best-on-test'")
+            files = {wanted: files[wanted]}
+        gold = _read_gold(gold_file, key)
+        scored = [dict(dataset=key, measure=measure, checkpoint=c, **_bench_row(key, gold, f, wheels)) for c, f in files.items()]
+        rows.append(max(scored, key=lambda r: r["score"]))
+    if not rows: raise FileNotFoundError(f"nothing to score: {missing}")
+    return UniBenchResult(float(np.mean([r["score"] for r in rows])), len(rows), protocol, missing, wheels.version, wheels.fingerprint, rows)

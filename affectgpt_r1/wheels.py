@@ -69,16 +69,19 @@ def _first_choices(names_of, words_of, clusters, alphabetical):
     on_wheels = sorted(set().union(*(one for one, _ in clusters)))   # numbered by the alphabet, so that sorting numbers sorts words
     number = {w: i for i, w in enumerate(on_wheels)}
     ids = {n: [number[w] for w in words] for n, words in words_of.items()}
-    choices = [ids[names[0]] if len(names) == 1 else list(dict.fromkeys(chain.from_iterable(map(ids.__getitem__, names)))) for names in names_of]
+    groups = {}   # forms of the same names share their choices
+    group = np.fromiter((groups.setdefault(tuple(names), len(groups)) for names in names_of), np.intp, len(names_of))
+    choices = [ids[names[0]] if len(names) == 1 else list(dict.fromkeys(chain.from_iterable(map(ids.__getitem__, names)))) for names in groups]
     if alphabetical: choices = list(map(sorted, choices))
     flat = np.fromiter(chain.from_iterable(choices), np.intp)[::-1]                              # last choice first: the first is written last
-    form = np.repeat(np.arange(1, len(choices) + 1), np.fromiter(map(len, choices), np.intp))[::-1]
+    owner = np.repeat(np.arange(len(choices)), np.fromiter(map(len, choices), np.intp))[::-1]
     tables, sectors = [], [[sorted(set(c.values())) for c in maps] for maps in zip(*clusters)]
     for maps, names in zip(zip(*clusters), sectors):
-        tables.append(np.full((len(choices) + 1, len(clusters)), -1, np.int16))
+        table = np.full((len(choices), len(clusters)), -1, np.int16)
         for k, (where, sector) in enumerate(zip(maps, names)):
             place = np.array([sector.index(where[w]) if w in where else -1 for w in on_wheels])[flat]
-            tables[-1][form[place >= 0], k] = place[place >= 0]
+            table[owner[place >= 0], k] = place[place >= 0]
+        tables.append(np.vstack([np.full(len(clusters), -1, np.int16), table[group]]))
     return tables, sectors
 
 # %% ../nbs/02_wheels.ipynb #c014
@@ -189,9 +192,12 @@ def _read_synonyms(lines, wheel_words):
         if unknown := set(anchors) - wheel_words: raise ValueError(f"synonyms.txt: {sorted(unknown)} in {_short(line)} are on no wheel")
         for i, word in enumerate(anchors): found.setdefault(word, []).append((i, anchors))
         for word in members: found.setdefault(word, []).append((0, anchors))
-    lines_of = {w: [a for _, a in sorted(x, key=lambda y: y[0])] if len(x) > 1 else [x[0][1]] for w, x in found.items()}
-    own = {w: [[w]] for w in sorted(wheel_words)}
-    return {w: list(dict.fromkeys(chain(*own.get(w, []), *lines_of.get(w, [])))) for w in {**own, **found}}
+    def ordered(word):
+        lines = found.get(word, [])
+        if len(lines) == 1 and word not in wheel_words: return lines[0][1]
+        own = [word] if word in wheel_words else []
+        return list(dict.fromkeys(chain(own, *(anchors for _, anchors in sorted(lines, key=lambda x: x[0])))))
+    return {w: ordered(w) for w in sorted(wheel_words.union(found))}
 
 # %% ../nbs/02_wheels.ipynb #c020
 def _read_forms(lines, names):
