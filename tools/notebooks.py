@@ -109,9 +109,8 @@ def run_notebook(
 def brief(error):
     "A failed cell in a few lines: the line of code that failed, and the error"
     trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-    at = re.findall(r"^-+> *\d+ (.*)$", trace, re.M)
-    where = f"\n    {at[0].strip()}" if at else ""
-    return f"Cell {error.cell_index} failed{where}\n{error.ename}: {error.evalue}"
+    at = re.findall(r"^-+> *\d+ (.*)$", trace, re.M) or error.source.splitlines()
+    return f"Failed at\n    {at[0].strip()}\n{error.ename}: {error.evalue}"
 
 
 def refresh(path):
