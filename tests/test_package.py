@@ -81,7 +81,7 @@ def test_what_it_imports_is_declared(module):
     outside = {name.partition(".")[0] for level, name in imports(PACKAGE/f"{module}.py") if level == 0}
     outside -= set(sys.stdlib_module_names) | {"affectgpt_r1"}
     names = packages_distributions()
-    asked = required("requirements") if module in LIGHT and module != "wheels" else required()
+    asked = required("requirements", "tables_requirements") if module in LIGHT else required()
     assert {o for o in outside if not asked & {plain(d) for d in names.get(o, [])}} == set()
 
 
