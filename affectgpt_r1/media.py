@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import soundfile as sf
+from av.video.reformatter import VideoReformatter
 
 # %% ../nbs/04_media.ipynb #c005
 def frame_indices(
@@ -50,10 +51,10 @@ def _count(path):
 
 def _decode(path, wanted):
     "The `wanted` frames of `path` by number, and how many frames there were"
-    kept, i = {}, -1
+    kept, i, convert = {}, -1, VideoReformatter()
     with av.open(str(path)) as box:
         for i,f in enumerate(box.decode(_video_stream(box, path))):
-            if i in wanted: kept[i] = f.to_ndarray(format="rgb24")
+            if i in wanted: kept[i] = convert.reformat(f, format="rgb24").to_ndarray()
     return kept, i+1
 
 # %% ../nbs/04_media.ipynb #c017
@@ -84,11 +85,12 @@ def _first_frame(path):
 # %% ../nbs/04_media.ipynb #c020
 def _write_video(path, frames, fps=10, crf=20):
     "Write uint8 `frames` [n, h, w, 3] as H.264, always with the same bytes"
+    import cv2
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as box:
-        s = box.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "veryfast", "threads": "1"})
+        s = box.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "superfast", "threads": "1"})
         s.height, s.width = frames.shape[1:3]
         s.pix_fmt = "yuv420p"
-        for f in frames: box.mux(s.encode(av.VideoFrame.from_ndarray(f, format="rgb24")))
+        for f in frames: box.mux(s.encode(av.VideoFrame.from_ndarray(cv2.cvtColor(f, cv2.COLOR_RGB2YUV_I420), format="yuv420p")))
         box.mux(s.encode())
 
 # %% ../nbs/04_media.ipynb #c031

@@ -10,7 +10,7 @@ __all__ = ['PRIORS', 'EMOTIONS', 'FACE_LOOK', 'VOICE_LOOK', 'PARTS', 'LOOKS', 'M
            'caption_labels', 'make_toy_corpus']
 
 # %% ../nbs/06_toy.ipynb #c002
-import csv, io, json, multiprocessing, os, zlib
+import csv, io, json, math, multiprocessing, os, zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +80,10 @@ def _blend(clear, shared, emotion, shown, look, marks, looks, parts):
     if shown == "flat": return _vector(looks["flat"], parts)
     return _vector(looks[look[emotion]], parts) + (clear if shown == "clear" else shared)*_vector(marks[emotion], parts)
 
-def _smooth(x): return np.clip(x, 0, 1)**2*(3-2*np.clip(x, 0, 1))
+def _smooth(x):
+    "0 below 0, 1 above 1, and a soft step between"
+    x = np.clip(x, 0, 1)
+    return x*x*(3-2*x)
 
 # %% ../nbs/06_toy.ipynb #c020
 def face_track(
@@ -104,23 +107,31 @@ HAIRS = np.array([(40,30,25), (90,55,30), (150,105,60), (60,60,70), (185,150,95)
 
 def _person(rng):
     "Who is seen: skin, hair, size and place"
-    return dict(skin=SKINS[rng.integers(5)]*rng.uniform(.95, 1.05), hair=HAIRS[rng.integers(5)], size=rng.uniform(.92, 1.06), x=rng.normal(0, 1.5),
-                y=rng.normal(0, 1.5), wall=rng.uniform(125, 175, 3), shirt=rng.uniform(50, 170, 3), phase=rng.uniform(0, 6.28))
+    return dict(skin=(SKINS[rng.integers(5)]*rng.uniform(.95, 1.05)).tolist(), hair=HAIRS[rng.integers(5)].tolist(), size=rng.uniform(.92, 1.06), x=rng.normal(0, 1.5),
+                y=rng.normal(0, 1.5), wall=rng.uniform(125, 175, 3).tolist(), shirt=rng.uniform(50, 170, 3).tolist(), phase=rng.uniform(0, 6.28))
 
-def _colour(c): return tuple(int(v) for v in np.clip(c, 0, 255))
+def _clip(x, low, high): return min(max(x, low), high)
 
-def _mix(a, b, share): return np.asarray(a)*(1-np.clip(share, 0, 1)) + np.asarray(b)*np.clip(share, 0, 1)
+def _colour(c): return tuple(int(_clip(v, 0, 255)) for v in c)
+
+def _mix(a, b, share):
+    "Colour between `a` and `b`"
+    share = _clip(share, 0, 1)
+    return [u*(1-share)+v*share for u,v in zip(a, b)]
+
+def _dark(c, share): return [v*share for v in c]
 
 class _Pen:
     "Draws in the head's own coordinates: centred, turned by `angle` degrees"
     def __init__(self, img, x, y, angle, size):
-        a = np.deg2rad(angle)
-        self.img, self.at, self.angle, self.size = img, np.array([x, y]), angle, size
-        self.turn = size*np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
-    def pts(self, xy): return np.round((np.asarray(xy, float)@self.turn + self.at)*16).astype(np.int32)   # 1/16 pixel
+        a = math.radians(angle)
+        self.img, self.x, self.y, self.angle, self.size = img, 16*x, 16*y, angle, size
+        self.c, self.s = 16*size*math.cos(a), 16*size*math.sin(a)
+    def at(self, x, y): return round(self.x+x*self.c-y*self.s), round(self.y+x*self.s+y*self.c)           # in 1/16 pixel
+    def pts(self, xy): return np.array([self.at(x, y) for x,y in xy], np.int32)
     def oval(self, x, y, w, h, colour):
         axes = (max(1, int(w*self.size*16)), max(1, int(h*self.size*16)))
-        cv2.ellipse(self.img, tuple(map(int, self.pts((x, y)))), axes, self.angle, 0, 360, _colour(colour), -1, cv2.LINE_AA, 4)
+        cv2.ellipse(self.img, self.at(x, y), axes, self.angle, 0, 360, _colour(colour), -1, cv2.LINE_AA, 4)
     def line(self, xy, colour, thick): cv2.polylines(self.img, [self.pts(xy)], False, _colour(colour), thick, cv2.LINE_AA, 4)
     def shape(self, xy, colour): cv2.fillPoly(self.img, [self.pts(xy)], _colour(colour), cv2.LINE_AA, 4)
 
@@ -135,26 +146,25 @@ def _draw_head(pen, p, who):
 
 def _draw_eyes(pen, p, who, skin):
     "Eyes, lids, brows and what is wept"
-    opening = np.clip(5.5*(1+p["eyes"]), .8, 11)
+    opening = _clip(5.5*(1+p["eyes"]), .8, 11)
     for side in (-1, 1):
         pen.oval(side*12, -6, 7.5, opening, (250, 250, 250))
         pen.oval(side*12, -6, 3.2, min(opening, 3.4), (35, 30, 30))
-        pen.line([(side*5, -6-.3*opening), (side*9, -6-opening), (side*15, -6-opening), (side*19.5, -6-.2*opening)], skin*.45, 1)
+        pen.line([(side*5, -6-.3*opening), (side*9, -6-opening), (side*15, -6-opening), (side*19.5, -6-.2*opening)], _dark(skin, .45), 1)
         y = -18-4.5*p["raise_"]
-        pen.line([(side*4.5, y-5.5*p["slant"]), (side*12, y-1.5), (side*20, y+3*p["slant"]+1)], who["hair"]*.6, 3)
+        pen.line([(side*4.5, y-5.5*p["slant"]), (side*12, y-1.5), (side*20, y+3*p["slant"]+1)], _dark(who["hair"], .6), 3)
         if p["tears"] > .3:
             for k in range(2): pen.oval(side*(13+k), 2+(p["time"]*14+k*9)%18, 2.2, 3.6, (120, 190, 255))
 
 def _draw_mouth(pen, p, skin):
     "Nose and mouth"
-    pen.line([(0, -2), (-2.5, 7), (2, 8)], skin*.7, 1)
+    pen.line([(0, -2), (-2.5, 7), (2, 8)], _dark(skin, .7), 1)
     if p["nose"] > .3:
-        for k in (-1, 1): pen.line([(k*4, -3), (k*1, 1), (k*4, 4)], skin*.45, 2)
-    x = np.linspace(-1, 1, 13)
-    w, gap = 12*np.clip(1+p["width"], .4, 1.6), 9*np.clip(p["open_"], 0, 1.3)
-    y = 20 + 9*np.clip(p["curve"], -1.3, 1.3)*(.5-x**2)
-    top, low = np.stack([w*x, y-.4*gap*(1-x**2)], 1), np.stack([w*x, y+gap*(1-x**2)], 1)
-    pen.shape(np.concatenate([top, low[::-1]]), (90, 20, 25))
+        for k in (-1, 1): pen.line([(k*4, -3), (k*1, 1), (k*4, 4)], _dark(skin, .45), 2)
+    w, gap, curve = 12*_clip(1+p["width"], .4, 1.6), 9*_clip(p["open_"], 0, 1.3), 9*_clip(p["curve"], -1.3, 1.3)
+    lips = [(w*x, 20+curve*(.5-x*x), 1-x*x) for x in (-1, -.8, -.6, -.4, -.2, 0, .2, .4, .6, .8, 1)]
+    top, low = [(x, y-.4*gap*g) for x,y,g in lips], [(x, y+gap*g) for x,y,g in lips]
+    pen.shape(top+low[::-1], (90, 20, 25))
     for lip in (top, low): pen.line(lip, (150, 40, 50), 2)
 
 # %% ../nbs/06_toy.ipynb #c025
@@ -165,11 +175,11 @@ def draw_face(
 )->np.ndarray: # uint8 [size, size, 3], RGB
     "One frame"
     img = np.empty((96, 96, 3), np.uint8)
-    img[:] = _mix(_mix(who["wall"], (255, 215, 110), .65*p["warm"]), (70, 95, 150), .6*p["cold"])
+    img[:] = _colour(_mix(_mix(who["wall"], (255, 215, 110), .65*p["warm"]), (70, 95, 150), .6*p["cold"]))
     cv2.ellipse(img, (48, 104), (44, 24), 0, 0, 360, _colour(who["shirt"]), -1, cv2.LINE_AA)
-    beat = 2*np.pi*p["time"]
-    x = 48 + who["x"] + 3*p["shake"]*np.sin(4.3*beat+who["phase"])
-    y = 46 + who["y"] + 6*p["drop"] + 4*abs(p["bob"])*np.sin(1.7*beat+who["phase"])
+    beat = 2*math.pi*p["time"]
+    x = 48 + who["x"] + 3*p["shake"]*math.sin(4.3*beat+who["phase"])
+    y = 46 + who["y"] + 6*p["drop"] + 4*abs(p["bob"])*math.sin(1.7*beat+who["phase"])
     pen = _Pen(img, x, y, 14*p["tilt"], who["size"])
     skin = _draw_head(pen, p, who)
     _draw_eyes(pen, p, who, skin)
@@ -184,7 +194,7 @@ def draw_video(
 )->np.ndarray:    # uint8 [n_frames, 96, 96, 3], RGB
     "All frames of a clip"
     who, track = _person(rng), face_track(state, n_frames, rng)
-    return np.stack([draw_face(dict(zip(PARTS, p), time=i/fps), who) for i,p in enumerate(track)])
+    return np.stack([draw_face(dict(zip(PARTS, p), time=i/fps), who) for i,p in enumerate(track.tolist())])
 
 # %% ../nbs/06_toy.ipynb #c030
 VOICE_PARTS = ["pitch", "play", "slope", "rate", "tremor", "breath", "dull", "harsh", "creak", "smooth", "level"]
@@ -209,22 +219,24 @@ def _syllables(p, n, rng, sr):
     edges = np.concatenate([[0], np.cumsum(rng.uniform(.8, 1.2, count))])
     edges = (edges/edges[-1]*n).round().astype(int)
     which = np.repeat(np.arange(count), np.diff(edges))
-    inside = (np.arange(n)-edges[which])/np.diff(edges)[which]
-    return which, p["smooth"] + (1-p["smooth"])*np.sin(np.pi*np.clip(inside/.8, 0, 1))**.7
+    inside = np.concatenate([np.arange(m, dtype=np.float32)/m for m in np.diff(edges)])
+    return which, p["smooth"] + (1-p["smooth"])*np.sqrt(np.sin(np.float32(np.pi)*np.minimum(inside/.8, 1)) + 1e-6)
 
 def _buzz(phase, dull, k=24):
     "Harmonics 1 to `k` falling off by `dull`, by Horner's rule in exp(i phase)"
-    z, total = np.exp(1j*phase), 0
-    for j in range(k, 0, -1): total = (total + j**-dull)*z
+    z, total = (np.cos(phase)+1j*np.sin(phase)).astype(np.complex64), np.zeros(len(phase), np.complex64)
+    for j in range(k, 0, -1):
+        total += np.float32(j**-dull)
+        total *= z
     return total.imag
 
 def _vowels(x, which, rng, sr):
     "`x` filtered through the vowel of each syllable"
-    spec, f, out = np.fft.rfft(x), np.fft.rfftfreq(len(x), 1/sr), np.zeros_like(x)
-    vowel = rng.integers(0, 3, which.max()+1)[which]
+    spec, f, out = np.fft.rfft(x), np.fft.rfftfreq(len(x), 1/sr).astype(np.float32), np.zeros_like(x)
+    vowel = rng.integers(0, 3, which[-1]+1)[which]
     for v,(centres, widths) in enumerate(VOWELS):
         gain = .08 + sum(a/(1+((f-c)/w)**2) for a,c,w in zip((1, .6, .35), centres, widths))
-        out += np.fft.irfft(spec*gain, len(x))*(vowel == v)
+        out += np.fft.irfft(spec*gain.astype(np.float32), len(x))*(vowel == v)
     return out
 
 # %% ../nbs/06_toy.ipynb #c032
@@ -248,17 +260,16 @@ def synth_part(
     sr:int=16000, # Samples per second
 )->np.ndarray:
     "A stretch of voice with one set of numbers"
-    t = np.arange(n)/sr
+    p, t = {k: np.float32(v) for k,v in p.items()}, (np.arange(n)/sr).astype(np.float32)
     which, loud = _syllables(p, n, rng, sr)
-    tune = rng.normal(0, 1, which.max()+1)[which]
-    shake = p["tremor"]*np.sin(2*np.pi*7*t + rng.uniform(0, 6.28))
-    f0 = base*p["pitch"]*np.exp(p["play"]*tune + p["slope"]*(t/t[-1]-.5) + .10*shake)
-    phase = 2*np.pi*np.cumsum(f0)/sr
-    x = _buzz(phase, p["dull"])*(1-p["creak"]*(np.sin(phase/2) > 0))
+    tune, waver = rng.standard_normal(which[-1]+1, np.float32)[which], np.sin(2*np.pi*7*t)
+    f0 = np.float32(base)*p["pitch"]*np.exp(p["play"]*tune + p["slope"]*(t/t[-1]-.5) + .1*p["tremor"]*waver)
+    phase = np.remainder(2*np.pi*np.cumsum(f0, dtype=np.float64)/sr, 4*np.pi).astype(np.float32)
+    x = _buzz(phase, p["dull"])*(1-np.float32(p["creak"])*(phase > 2*np.pi))       # creak: every other cycle is weaker
     x = _vowels(x, which, rng, sr)
     x = x/np.abs(x).max()
-    x = np.tanh(x*(1+p["harsh"]))/np.tanh(1+p["harsh"]) + .45*p["breath"]*rng.normal(0, 1, n)
-    return p["level"]*loud*(1-np.minimum(.85, p["tremor"])*(.5+.5*np.sin(2*np.pi*7*t)))*x
+    x = np.tanh(x*(1+p["harsh"]))/np.tanh(1+p["harsh"]) + .45*p["breath"]*rng.standard_normal(n, np.float32)
+    return p["level"]*loud*(1-np.minimum(.85, p["tremor"])*(.5+.5*waver))*x
 
 # %% ../nbs/06_toy.ipynb #c033
 def synth_voice(
@@ -271,9 +282,10 @@ def synth_voice(
     n, base = round(seconds*sr), 140*np.exp(rng.normal(0, .08))
     x = synth_part(voice_numbers(state, rng), n, rng, base, sr)
     if state.secondary:
-        late = _smooth((np.arange(n)/n-.72)/.06)
-        x = (1-late)*x + late*synth_part(voice_numbers(state, rng, state.secondary), n, rng, base, sr)
-    x = x + .006*rng.normal(0, 1, n)
+        m = round(.28*n)
+        late = _smooth(np.arange(m, dtype=np.float32)/(.06*n))
+        x[-m:] = (1-late)*x[-m:] + late*synth_part(voice_numbers(state, rng, state.secondary), m, rng, base, sr)
+    x = x + .006*rng.standard_normal(n, np.float32)
     return .9*np.clip(x, -1.1, 1.1)/1.1
 
 # %% ../nbs/06_toy.ipynb #c037
