@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .labels import parse_labels, parse_response
+from .labels import _check_mode, parse_labels, parse_response
 from .metrics import ew_rewards
 from .wheels import load_wheels
 
-# %% ../nbs/10_rewards.ipynb #c007
+# %% ../nbs/10_rewards.ipynb #c008
 def completion_text(
     completion,  # Text, or a conversation of one message
 )->str:
     "The text of a completion, in either form that trl gives it"
     return completion if isinstance(completion, str) else completion[0]["content"]
 
-# %% ../nbs/10_rewards.ipynb #c010
+# %% ../nbs/10_rewards.ipynb #c011
 def format_reward(
     mode="answer",  # "answer" or "think": the form that was asked for
 ):                  # f(completions, **columns) -> list of 0.0 and 1.0
@@ -32,7 +32,7 @@ def format_reward(
     reward.__name__ = "format"   # the name in trl's logs
     return reward
 
-# %% ../nbs/10_rewards.ipynb #c014
+# %% ../nbs/10_rewards.ipynb #c015
 PENALTIES = {
     "p1": lambda n, g: 1 / (n - g + 1),
     "p2": lambda n, g: g / n,
@@ -54,7 +54,7 @@ def length_penalty(
     factor = np.where(n_pred > g, PENALTIES[kind](n, g), 1.)
     return factor if factor.ndim else factor.item()
 
-# %% ../nbs/10_rewards.ipynb #c021
+# %% ../nbs/10_rewards.ipynb #c022
 def answer_labels(
     completion,     # As trl gives it
     mode="answer",  # "answer" or "think"
@@ -63,7 +63,7 @@ def answer_labels(
     text = completion_text(completion)
     return parse_response(text, mode).labels if "<answer>" in text else []
 
-# %% ../nbs/10_rewards.ipynb #c022
+# %% ../nbs/10_rewards.ipynb #c023
 def accuracy_reward(
     wheels,         # From `load_wheels`
     penalty="p2",   # A kind of `length_penalty`
@@ -80,7 +80,7 @@ def accuracy_reward(
     reward.__name__ = "accuracy"
     return reward
 
-# %% ../nbs/10_rewards.ipynb #c031
+# %% ../nbs/10_rewards.ipynb #c032
 @dataclass(frozen=True)
 class Recipe:
     "Which rewards are added up, with which weights"
@@ -97,7 +97,7 @@ RECIPES = {r.name: r for r in (
     Recipe("acc+format", (("accuracy", 1.0), ("format", 0.2)), "the paper's best: 66.49; the weight 0.2 is ours"),
 )}
 
-# %% ../nbs/10_rewards.ipynb #c034
+# %% ../nbs/10_rewards.ipynb #c035
 COMPONENTS = {
     "format": lambda wheels, penalty, mode: format_reward(mode),
     "accuracy": accuracy_reward,
@@ -114,8 +114,7 @@ def make_rewards(
     if isinstance(recipe, str):
         if recipe not in RECIPES: raise ValueError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]
-    if penalty not in PENALTIES: length_penalty(1, 1, penalty)   # say so now, not in the middle of a run
-    parse_response("", mode)
+    _check_mode(mode); length_penalty(1, 1, penalty)   # complain now, not in the middle of a run
     if unknown := [c for c, _ in recipe.weights if c not in COMPONENTS]:
         raise ValueError(f"recipe {recipe.name!r} asks for {', '.join(unknown)}; there are {', '.join(COMPONENTS)}")
     functions = [COMPONENTS[c](wheels or load_wheels(), penalty, mode) for c, _ in recipe.weights]

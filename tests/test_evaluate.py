@@ -1,0 +1,143 @@
+"""Evaluation: predictions that survive anything, and baselines and records that say what they should"""
+import itertools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from affectgpt_r1.evaluate import (
+    constant_baseline, frequency_baseline, missing_keys, predict, score_predictions, summary_table, write_metrics)
+from affectgpt_r1.labels import make_target
+from affectgpt_r1.metrics import ew_score
+from affectgpt_r1.wheels import load_wheels
+
+wheels = load_wheels()
+rows = [dict(name=f"c{i}", video=f"{i}.mp4", audio=f"{i}.wav", subtitle="x" * (i % 5), labels=["sad"]) for i in range(23)]
+
+
+def prompt(row, mode): return [{"role": "user", "content": row["video"] + row["subtitle"]}]
+
+
+class Letters:
+    "A processor of single letters, with prompts of different lengths, padded on the left; token 0 pads, 1 ends, 2 is special"
+    placeholder_ids = [2]
+    fail_at, calls = None, 0
+
+    def apply_chat_template(self, chats, **kwargs):
+        import torch
+        if self.calls == self.fail_at: raise KeyboardInterrupt
+        self.calls += 1
+        ids = [[3 + ord(c) % 20 for c in chat[0]["content"]] for chat in chats]
+        width = max(map(len, ids))
+        return dict(input_ids=torch.tensor([[0] * (width - len(x)) + x for x in ids]),
+                    attention_mask=torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in ids]))
+
+    def batch_decode(self, ids, skip_special_tokens=False):
+        assert skip_special_tokens
+        return [" ".join(str(int(i)) for i in row if i > 1) for row in ids]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+        vocab_size=23, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        initializer_range=.5, pad_token_id=0, eos_token_id=1, bos_token_id=None)).train()
+
+
+def run(model, processor=None, **more): return predict(model, processor or Letters(), rows, prompt=prompt, batch_size=5, max_new_tokens=6, **more)
+
+
+@pytest.mark.parametrize("how", [dict(), dict(sample=True, seed=3), dict(sample=True, shuffle_media=True)], ids=["greedy", "sampled", "shuffled"])
+def test_interrupted_equals_unbroken(model, tmp_path, how):
+    whole = run(model, out=tmp_path / "whole.jsonl", **how)
+    processor = Letters()
+    for processor.fail_at in (0, 2, 3):   # dies before anything, then after two batches, then after one more
+        processor.calls = processor.fail_at if processor.fail_at == 0 else processor.calls
+        with pytest.raises(KeyboardInterrupt): run(model, processor, out=tmp_path / "broken.jsonl", **how)
+    with open(tmp_path / "broken.jsonl", "ab") as f: f.write(b'{"name": "c15", "re')
+    processor.fail_at = None
+    again = run(model, processor, out=tmp_path / "broken.jsonl", **how)
+    assert again.equals(whole) and whole["name"].tolist() == [r["name"] for r in rows]
+    assert (tmp_path / "broken.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert run(model, Letters(), out=None, **how).equals(whole)
+
+
+def test_any_cut_of_the_file(model, tmp_path):
+    path = tmp_path / "a.jsonl"
+    run(model, out=path, sample=True)
+    written = path.read_bytes()
+    for cut in np.random.default_rng(0).integers(0, len(written), 5):
+        path.write_bytes(written[:cut])
+        run(model, out=path, sample=True)
+        assert path.read_bytes() == written
+
+
+def test_a_finished_file_is_only_read(model, tmp_path):
+    first = run(model, out=tmp_path / "a.jsonl")
+    processor = Letters()
+    assert run(model, processor, out=tmp_path / "a.jsonl").equals(first) and processor.calls == 0
+
+
+def test_replies_are_only_what_is_new(model):
+    replies = [list(map(int, t.split())) for t in run(model, sample=True)["reply"]]
+    assert all(len(r) <= 6 and not {0, 1, 2} & set(r) for r in replies)   # no padding, no end, no placeholder
+    assert len({len(r) for r in replies}) > 1                               # some stopped at the end token
+    assert model.training                                                  # left as it was found
+
+
+def test_seeds_and_settings(model, tmp_path):
+    run(model, out=tmp_path / "a.jsonl")
+    assert not run(model, sample=True, seed=1).equals(run(model, sample=True, seed=2))
+    assert run(model, seed=1).equals(run(model, seed=2))   # greedy
+    for other in (dict(sample=True), dict(mode="think"), dict(shuffle_media=True)):
+        with pytest.raises(ValueError, match="was made otherwise"): run(model, out=tmp_path / "a.jsonl", **other)
+    with pytest.raises(ValueError, match="batch_size is 5 there and 4 now"):
+        predict(model, Letters(), rows, prompt=prompt, batch_size=4, max_new_tokens=6, out=tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="clips is"):
+        predict(model, Letters(), rows[1:], prompt=prompt, batch_size=5, max_new_tokens=6, out=tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="mode"): run(model, mode="thought")
+
+
+def test_constant_baseline_finds_the_best_answer():
+    "Greedy search equals the search of all lists, where these are few enough to try"
+    words = ["happy", "sad", "angry", "worried", "surprised"]
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        train = [list(rng.choice(words, rng.integers(1, 4), replace=False, p=rng.dirichlet(np.ones(5)))) for _ in range(40)]
+        best = max(ew_score(train, [list(c)] * 40, wheels=wheels).f for k in range(1, 6) for c in itertools.combinations(words, k))
+        found = constant_baseline(train, {str(i): t for i, t in enumerate(train)}, wheels)
+        assert found["ew_f"] == pytest.approx(best, abs=.02) and found["ew_f"] <= best + 1e-9
+
+
+def test_baselines_never_see_the_test_labels():
+    train, gold = [["sad"], ["sad", "angry"]] * 10, {"a": ["happy"], "b": ["happy"]}
+    assert set(constant_baseline(train, gold, wheels)["labels"]) <= {"sad", "angry"}
+    assert constant_baseline(train, gold, wheels)["ew_f"] == frequency_baseline(train, gold, wheels, 0)["ew_f"] == 0
+
+
+def test_neutral_and_empty_replies_are_scored():
+    gold = {"a": ["neutral"], "b": ["happy"], "c": ["sad"]}
+    s = score_predictions(gold, {"a": make_target(["neutral"]), "b": "", "c": make_target(["gloomy"])}, wheels)
+    assert s["ew_f"] == pytest.approx(.5) and s["format_rate"] == pytest.approx(2/3) and np.isfinite(s["ci95"]).all()
+
+
+def test_metrics_json(tmp_path):
+    stage = dict(score_predictions({"a": ["sad"]}, {"a": make_target(["sad"])}, wheels), ew_f_sampled=np.float32(.5))
+    record = dict(preset="toy", seed=0, stages=dict(cold_start=stage, grpo=stage), baselines=dict(constant=dict(ew_f=.1)), seconds=dict(total=1.))
+    found = json.loads(write_metrics(tmp_path / "run", **record).read_text())
+    assert list(found) == ["preset", "seed", "stages", "baselines", "seconds"] and not missing_keys(found)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["metrics.json"]
+    for key in stage:
+        broken = dict(record, stages=dict(cold_start=stage, grpo={k: v for k, v in stage.items() if k != key}))
+        with pytest.raises(ValueError, match=f"stages.grpo.{key}$"): write_metrics(tmp_path / "other", **broken)
+    assert not (tmp_path / "other").exists()
+    assert summary_table(found["stages"], found["baselines"]).shape[0] == 3
+
+
+def test_scoring_needs_no_torch():
+    code = "import sys, affectgpt_r1.evaluate as e; e.score_predictions({'a': ['sad']}, {'a': 'sad'}); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
