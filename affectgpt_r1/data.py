@@ -44,14 +44,13 @@ def _fail(root, problems):
 
 def _read_csv(root, file, columns, problems):
     "Table of `columns` as text, indexed by name; what is wrong goes into `problems`"
-    empty = pd.DataFrame({c: pd.Series(dtype=object) for c in columns}, index=pd.Index([], name="name"))
-    if not (root/file).is_file(): problems.append(f"{file}: no such file"); return None
+    if not (root/file).is_file(): return problems.append(f"{file}: no such file")
     try: df = pd.read_csv(root/file, dtype=str, encoding="utf-8-sig", keep_default_na=False, na_values=[""])
-    except (ValueError, UnicodeDecodeError) as e: problems.append(f"{file}: is no csv file ({e})"); return None
+    except (ValueError, UnicodeDecodeError) as e: return problems.append(f"{file}: is no csv file ({e})")
     lacking = [c for c in ["name", *columns] if c not in df]
-    if lacking: problems.append(f"{file}: has no column {_some(lacking)}; its columns are {_some(df.columns)}"); return None
+    if lacking: return problems.append(f"{file}: has no column {_some(lacking)}; its columns are {_some(df.columns)}")
     twice = df["name"][df["name"].duplicated()].unique()
-    if len(twice): problems.append(f"{file}: more than one row for {_some(twice)}"); return None
+    if len(twice): return problems.append(f"{file}: more than one row for clip {_some(twice)}")
     return df.set_index("name")[columns].astype(object).where(lambda d: d.notna(), "")
 
 # %% ../nbs/05_data.ipynb #c011
@@ -61,14 +60,14 @@ def _media(root, folder, ext, names, problems):
     if here is None: problems.append(f"{folder}/: no such folder")
     else:
         absent = [n for n in names if f"{n}.{ext}" not in here]
-        if absent: problems.append(f"{folder}/<name>.{ext}: no file for {_some(absent)}")
+        if absent: problems.append(f"{folder}/<name>.{ext}: no file for clip {_some(absent)}")
     return [str(root/folder/f"{n}.{ext}") for n in names]
 
 def _rows(root, file, table, column, names, problems):
     "The cells of `column` for `names`; names without a row go into `problems`"
     if table is None: return [""]*len(names)
     absent = [n for n in names if n not in table.index]
-    if absent: problems.append(f"{file}: no row for {_some(absent)}")
+    if absent: problems.append(f"{file}: no row for clip {_some(absent)}")
     return table[column].reindex(names, fill_value="").tolist()
 
 # %% ../nbs/05_data.ipynb #c013

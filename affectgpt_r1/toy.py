@@ -320,8 +320,8 @@ WORDS = dict(
     scared=["nervous worried uneasy anxious tense", "scared afraid fearful frightened", "terrified panicked horrified"],
     surprised=["confused puzzled bewildered", "surprised startled amazed", "astonished shocked stunned astounded"],
     disgusted=["averse disapproving dislike", "disgusted repelled contemptuous disdainful", "revolted nauseated loathing"],
-    calm=["quiet composed comfortable", "calm relaxed at ease|peaceful mellow", "serene tranquil soothed"])
-WORDS = {e: [b.replace("at ease|", "").split() for b in bands] for e,bands in WORDS.items()}
+    calm=["quiet composed comfortable", "calm relaxed peaceful mellow", "serene tranquil soothed"])
+WORDS = {e: [b.split() for b in bands] for e,bands in WORDS.items()}
 ASSOCIATED = dict(happy="surprised trusting", sad="worried ashamed", angry="hurt disgusted", scared="surprised sad", surprised="curious worried", disgusted="annoyed uncomfortable",
     calm="trusting thoughtful")
 
@@ -399,7 +399,7 @@ def caption_labels(
     if rng.random() < .25: words += _synonyms(str(rng.choice(EMOTIONS)), .5, 1, rng)
     return list(dict.fromkeys(words))[:5]
 
-# %% ../nbs/06_toy.ipynb #c056
+# %% ../nbs/06_toy.ipynb #c057
 TRACKS = dict(caption="track2_train_mercaptionplus.csv", human="track2_train_human.csv", test="track2_train_ovmerd.csv")
 REASONS = dict(caption="track3_train_mercaptionplus.csv", test="track3_train_ovmerd.csv")
 PREFIX = dict(caption="caption", human="human", test="sample")
@@ -426,11 +426,15 @@ def _make_clip(job):
         _replace(wav, lambda p: sf.write(p, wave, 16000, format="WAV", subtype="PCM_16"))
     return name
 
+def _cores():
+    "Cores this process may use"
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
 def _quiet():
     "One thread per worker: the workers are the parallelism"
     cv2.setNumThreads(0)
 
-# %% ../nbs/06_toy.ipynb #c058
+# %% ../nbs/06_toy.ipynb #c059
 def _write_csv(path, header, rows):
     "A csv file with `header` and `rows`"
     text = io.StringIO(newline="")
@@ -451,10 +455,10 @@ def _write_tables(root, names, seed):
     _write_csv(root/"oracle.csv", ["name", "split", "primary", "intensity", "secondary", "face", "voice", "words"],
                [[n, split, s.primary, s.intensity, s.secondary, s.face, s.voice, s.words] for split,ns in names.items() for n in ns for s in [states[n]]])
 
-# %% ../nbs/06_toy.ipynb #c060
+# %% ../nbs/06_toy.ipynb #c061
 TOY_SIZES = dict(toy=dict(caption=1000, human=320, test=320), smoke=dict(caption=96, human=48, test=32))
 
-# %% ../nbs/06_toy.ipynb #c061
+# %% ../nbs/06_toy.ipynb #c062
 def _claim(root, card):
     "Mark `root` as the place of the corpus described by `card`, or refuse"
     file = root/"corpus.json"
@@ -465,7 +469,20 @@ def _claim(root, card):
     elif any(root.iterdir()): raise ValueError(f"{root} is not empty and holds no toy corpus: choose another folder")
     else: _replace(file, lambda p: p.write_text(json.dumps(card, indent=2)+"\n"))
 
-# %% ../nbs/06_toy.ipynb #c062
+# %% ../nbs/06_toy.ipynb #c063
+def _make_clips(jobs, workers, progress):
+    "Make every clip of `jobs`, in `workers` processes"
+    todo = [j for j in jobs if not all((Path(j[0])/d/f"{j[2]}.{x}").exists() for d,x in (("video", "mp4"), ("audio", "wav")))]
+    bar = tqdm(total=len(jobs), initial=len(jobs)-len(todo), desc="toy clips", disable=not progress)
+    workers = workers or min(_cores(), 1+len(todo)//64)         # a process takes a second to start
+    with bar:
+        if workers == 1:
+            for j in todo: _make_clip(j); bar.update()
+            return
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
+            for _ in pool.map(_make_clip, todo, chunksize=8): bar.update()
+
+# %% ../nbs/06_toy.ipynb #c064
 def make_toy_corpus(
     root,               # Folder to write to, made if absent
     preset:str="toy",   # One of `TOY_SIZES`
@@ -476,24 +493,10 @@ def make_toy_corpus(
     "Write a generated corpus in the folder layout of MER2025, or complete one that was begun"
     if preset not in TOY_SIZES: raise ValueError(f"preset {preset!r} is unknown, take one of {', '.join(TOY_SIZES)}")
     root, sizes = Path(root), TOY_SIZES[preset]
-    for d in ("video", "audio"):
-        if not (root/d).is_dir() and not root.exists(): root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     _claim(root, dict(made_by="affectgpt_r1.toy", note="generated: no recording of people", recipe=RECIPE, preset=preset, seed=seed, sizes=sizes))
     for d in ("video", "audio"): (root/d).mkdir(exist_ok=True)
     names = {split: [f"{PREFIX[split]}_{i:05d}" for i in range(n)] for split,n in sizes.items()}
     _write_tables(root, names, seed)
     _make_clips([(str(root), seed, n) for ns in names.values() for n in ns], workers, progress)
     return root
-
-# %% ../nbs/06_toy.ipynb #c063
-def _make_clips(jobs, workers, progress):
-    "Make every clip of `jobs`, in `workers` processes"
-    todo = [j for j in jobs if not all((Path(j[0])/d/f"{j[2]}.{x}").exists() for d,x in (("video", "mp4"), ("audio", "wav")))]
-    bar = tqdm(total=len(jobs), initial=len(jobs)-len(todo), desc="toy clips", disable=not progress)
-    workers = min(workers or len(os.sched_getaffinity(0)), 1+len(todo)//64)
-    with bar:
-        if workers == 1:
-            for j in todo: _make_clip(j); bar.update()
-            return
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
-            for _ in pool.map(_make_clip, todo, chunksize=8): bar.update()
