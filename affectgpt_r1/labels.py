@@ -48,7 +48,7 @@ _SEPARATORS = re.compile(
     |(?:^|(?<=\s))(?:\d+\s*[.):]|-)(?=\s) # numbering and bullets
     |\s(?:and|or|but|as\ well\ as|along\ with)\s
     """, re.VERBOSE)
-_TAG = re.compile(r"</?\w+>")
+_TAG = re.compile(r"</?\w+>|```\w*")   # tags, and the fence of a code block
 _WHO = r"(?:(?:the|this|that|main|our)\s+)*(?:\w+'s?|his|her|their|my|your|its)?\s*(?:\w+\s+)?"
 _TEMPLATE = re.compile(
     rf"""^(?:
@@ -74,7 +74,7 @@ def _parse_lenient(x):
     if _missing(x) or type(x).__name__ == "NAType": return []   # pandas' NA too
     if isinstance(x, (list, tuple, set, frozenset)): pieces = [s.lower().strip() for s in _strings(list(x))]
     elif isinstance(x, str):
-        text = _TAG.sub(",", x.translate(_QUOTES)).lower().strip()
+        text = _TAG.sub(",", x).translate(_QUOTES).lower().strip()
         if text.strip(" .[]'\"") in _NOTHING: return []
         pieces = map(_clean, _SEPARATORS.split(_KEY.sub(",", text.replace('"', " "))))
     else: raise ValueError(f"labels must be a string or a list of strings, not {_short(x)} ({type(x).__name__})")

@@ -7,7 +7,7 @@ __all__ = ['POLARITY', 'EWResult', 'EWScore', 'ew_score', 'ew_rewards', 'ew_inte
            'MER2025Result', 'mer2025_score', 'OVMERResult', 'ovmer_score', 'HitRateResult', 'hit_rate',
            'SentimentResult', 'sentiment_score', 'UniBenchResult', 'unibench']
 
-# %% ../nbs/03_metrics.ipynb #c002
+# %% ../nbs/03_metrics.ipynb #c003
 import re
 import sys
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ import pandas as pd
 from .labels import _short, parse_labels
 from .wheels import EmotionWheels, _read_pickled, load_wheels
 
-# %% ../nbs/03_metrics.ipynb #c009
+# %% ../nbs/03_metrics.ipynb #c010
 def _labels(x, who):
     "Labels of one clip as a list"
     if isinstance(x, (list, tuple, set, frozenset)): return x
@@ -33,7 +33,7 @@ def _names(names, n=10):
     names = list(map(str, names))
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
-# %% ../nbs/03_metrics.ipynb #c010
+# %% ../nbs/03_metrics.ipynb #c011
 def _align(gold, pred):
     "Clip names, gold and predictions in step"
     if any(isinstance(x, (str, bytes)) for x in (gold, pred)):
@@ -60,7 +60,7 @@ def _pair(gold, pred):
     return names, *([x if type(x) is list else _labels(x, lambda: f"{kind} of clip {names[i]}") for i, x in enumerate(xs)]
                     for kind, xs in zip(("gold", "prediction"), both))
 
-# %% ../nbs/03_metrics.ipynb #c013
+# %% ../nbs/03_metrics.ipynb #c014
 def _flat(answers, wheels, names):
     "Number of labels in each answer, and the table row of every label, one after the other"
     n = np.fromiter(map(len, answers), np.intp, len(answers))
@@ -83,13 +83,13 @@ def _masks(answers, wheels, level, names):
     codes = wheels._codes[wheels._level(level)]
     return _join(codes[rows].view(np.uint64), n).view(codes.dtype)[:, :len(wheels.names)], n, rows
 
-# %% ../nbs/03_metrics.ipynb #c016
+# %% ../nbs/03_metrics.ipynb #c017
 def _precision_recall(g, q):
     "Precision and recall [n, wheels] of masks `q` against `g`, and which entries are scored"
     hits, n_g, n_q = (np.bitwise_count(x).astype(float) for x in (g & q, g, q))
     return hits / np.maximum(n_q, 1), hits / np.maximum(n_g, 1), n_g > 0
 
-# %% ../nbs/03_metrics.ipynb #c019
+# %% ../nbs/03_metrics.ipynb #c020
 def _check_undefined(undefined):
     if undefined not in ("zero", "nan"): raise ValueError(f"undefined is {undefined!r}; it must be 'zero' or 'nan'")
 
@@ -103,7 +103,7 @@ def _averages(p_sum, r_sum, n, undefined="zero"):
     p, r = _divide(p_sum, n, undefined), _divide(r_sum, n, undefined)
     return _divide(2*p*r, p + r, undefined), p, r
 
-# %% ../nbs/03_metrics.ipynb #c022
+# %% ../nbs/03_metrics.ipynb #c023
 def _plain(x):
     "`x` in types that json knows"
     if isinstance(x, pd.DataFrame): return x.to_dict("records")
@@ -124,7 +124,7 @@ class _Score:
         tables = [getattr(self, t).to_string(index=False, float_format="{:.4f}".format) for t in self._tables]
         return "\n".join([type(self).__name__, *lines, *tables])
 
-# %% ../nbs/03_metrics.ipynb #c023
+# %% ../nbs/03_metrics.ipynb #c024
 @dataclass(frozen=True, repr=False)
 class EWResult(_Score):
     "An emotion-wheel score and what to read beside it"
@@ -145,7 +145,7 @@ class EWResult(_Score):
     @property
     def per_wheel(self): return pd.DataFrame(self._wheel)   # wheel, f, precision, recall, n_scored
 
-# %% ../nbs/03_metrics.ipynb #c025
+# %% ../nbs/03_metrics.ipynb #c026
 class EWScore:
     "Emotion-wheel score, collected batch by batch"
     def __init__(self,
@@ -189,7 +189,7 @@ class EWScore:
         return EWResult(float(F.mean()), float(P.mean()), float(R.mean()), float(n_labels/n), float(n_known/max(n_labels, 1)), int(n),
                         float(never/n), self.level, self.undefined, self.wheels.version, self.wheels.fingerprint, table)
 
-# %% ../nbs/03_metrics.ipynb #c026
+# %% ../nbs/03_metrics.ipynb #c027
 def _over_processes(sums):
     "The sum of `sums` over the processes of torch.distributed, where it runs"
     torch = sys.modules.get("torch")   # who has not imported torch runs no distributed training
@@ -199,7 +199,7 @@ def _over_processes(sums):
     torch.distributed.all_reduce(t)
     return t.cpu().numpy()
 
-# %% ../nbs/03_metrics.ipynb #c027
+# %% ../nbs/03_metrics.ipynb #c028
 def ew_score(
     gold,              # Mapping from clip to labels, or a sequence of labels
     pred,              # The same for the answers
@@ -210,7 +210,7 @@ def ew_score(
     "Emotion-wheel score of `pred` against `gold`: from 0 to 1, higher is better"
     return EWScore(wheels, level, undefined).update(gold, pred).compute()
 
-# %% ../nbs/03_metrics.ipynb #c036
+# %% ../nbs/03_metrics.ipynb #c037
 def ew_rewards(
     gold, pred,        # As in `ew_score`
     wheels=None,
@@ -229,7 +229,7 @@ def ew_rewards(
     value = hit / np.maximum(below[measure], .5)   # no division by 0: where nothing stands below, nothing is hit
     return _divide(value.sum(1), (n_g > 0).sum(1), undefined)
 
-# %% ../nbs/03_metrics.ipynb #c043
+# %% ../nbs/03_metrics.ipynb #c044
 def _draws(n, n_draws, seed, most=20_000_000):
     "How often each of `n` clips is drawn, in blocks [draws, n] of bounded size"
     rng, step = np.random.default_rng(seed), max(1, most // n)
@@ -241,7 +241,7 @@ def _bootstrap(n_draws, seed, *systems):
     blocks = ([_averages(*(c @ x for x in s))[0].mean(-1) for s in systems] for c in _draws(len(systems[0][0]), n_draws, seed))
     return np.concatenate(list(blocks), axis=1)
 
-# %% ../nbs/03_metrics.ipynb #c044
+# %% ../nbs/03_metrics.ipynb #c045
 def ew_interval(
     gold, pred,       # As in `ew_score`
     wheels=None,
@@ -257,7 +257,7 @@ def ew_interval(
     tail = (1 - confidence) / 2
     return tuple(np.quantile(_bootstrap(n, seed, system)[0], [tail, 1 - tail]).tolist())
 
-# %% ../nbs/03_metrics.ipynb #c050
+# %% ../nbs/03_metrics.ipynb #c051
 @dataclass(frozen=True, repr=False)
 class EWDifference(_Score):
     "System b minus system a"
@@ -266,7 +266,7 @@ class EWDifference(_Score):
     high: float
     p: float           # Two-sided: how often a draw would say otherwise
 
-# %% ../nbs/03_metrics.ipynb #c051
+# %% ../nbs/03_metrics.ipynb #c052
 def ew_difference(
     gold,
     pred_a, pred_b,  # The answers of the two systems
@@ -285,7 +285,7 @@ def ew_difference(
     p = min(1., 2*(1 + min((draws <= 0).sum(), (draws >= 0).sum())) / (n + 1))   # never 0: a draw more could be the first
     return EWDifference(float(f_b - f_a), *np.quantile(draws, [.025, .975]).tolist(), float(p))
 
-# %% ../nbs/03_metrics.ipynb #c054
+# %% ../nbs/03_metrics.ipynb #c055
 @dataclass(frozen=True, repr=False)
 class MER2025Result(_Score):
     "Score of MER2025 Track 2"
@@ -293,7 +293,7 @@ class MER2025Result(_Score):
     level1: EWResult
     level2: EWResult
 
-# %% ../nbs/03_metrics.ipynb #c055
+# %% ../nbs/03_metrics.ipynb #c056
 def mer2025_score(
     gold, pred,  # As in `ew_score`
     wheels=None,
@@ -303,7 +303,7 @@ def mer2025_score(
     one, two = (ew_score(gold, pred, wheels, level, undefined) for level in (1, 2))
     return MER2025Result((one.f + two.f)/2, one, two)
 
-# %% ../nbs/03_metrics.ipynb #c056
+# %% ../nbs/03_metrics.ipynb #c057
 def _numbers(words):
     "One number per distinct word; -1 for None"
     known = {None: -1}
@@ -316,7 +316,7 @@ def _set_scores(g, q, n_g, n_q):
     hit, n_g, n_q = (np.bincount(x // top, minlength=n) for x in (np.intersect1d(g, q, assume_unique=True), g, q))
     return (hit/np.maximum(n_q, 1)).sum(), (hit/np.maximum(n_g, 1)).sum(), np.count_nonzero(n_g)
 
-# %% ../nbs/03_metrics.ipynb #c059
+# %% ../nbs/03_metrics.ipynb #c060
 @dataclass(frozen=True, repr=False)
 class OVMERResult(_Score):
     "Score of the OV-MER paper"
@@ -331,7 +331,7 @@ class OVMERResult(_Score):
     @property
     def columns(self): return pd.DataFrame(self._columns)   # column, f, precision, recall, n_scored
 
-# %% ../nbs/03_metrics.ipynb #c060
+# %% ../nbs/03_metrics.ipynb #c061
 def ovmer_score(
     gold, pred,  # As in `ew_score`
     wheels=None,
@@ -351,7 +351,7 @@ def ovmer_score(
     columns = dict(zip(("column", "f", "precision", "recall", "n_scored"), map(list, zip(*rows))))
     return OVMERResult(float(np.mean(columns["f"])), levels[0].mean_labels, len(names), wheels.version, wheels.fingerprint, columns)
 
-# %% ../nbs/03_metrics.ipynb #c064
+# %% ../nbs/03_metrics.ipynb #c065
 @dataclass(frozen=True, repr=False)
 class HitRateResult(_Score):
     "Hit rate and what it hides"
@@ -370,7 +370,7 @@ class HitRateResult(_Score):
     @property
     def per_wheel(self): return pd.DataFrame(self._wheel)   # wheel, hit_rate, mscore, n_scored
 
-# %% ../nbs/03_metrics.ipynb #c065
+# %% ../nbs/03_metrics.ipynb #c066
 def _one_word(labels, name):
     if len(labels) != 1: raise ValueError(f"gold of clip {name}: hit rate needs exactly one word, not {_short(list(labels))}")
 
@@ -382,7 +382,7 @@ def _hits(g, q, undefined):
     n = scored.sum(0)
     return _divide(hit.sum(0), n, undefined), _divide(share.sum(0), n, undefined), n
 
-# %% ../nbs/03_metrics.ipynb #c066
+# %% ../nbs/03_metrics.ipynb #c067
 def hit_rate(
     gold,              # Mapping from clip to one word, or a sequence of words
     pred,              # As in `ew_score`
@@ -403,7 +403,7 @@ def hit_rate(
     return HitRateResult(float(hit.mean()), float(share.mean()), float(n.mean()), known, len(names) - known, float(blind.mean()),
                          tuple(constant), wheels.version, wheels.fingerprint, table)
 
-# %% ../nbs/03_metrics.ipynb #c071
+# %% ../nbs/03_metrics.ipynb #c072
 @dataclass(frozen=True, repr=False)
 class SentimentResult(_Score):
     "Sentiment score and what it hides"
@@ -415,7 +415,7 @@ class SentimentResult(_Score):
     n_neutral: int            # Answers "neutral", of all clips; they count as negative
     constant_baseline: float  # WAF of always answering the commoner polarity
 
-# %% ../nbs/03_metrics.ipynb #c072
+# %% ../nbs/03_metrics.ipynb #c073
 def _waf(gold, pred):
     "F1 of both classes, weighted by support"
     f1 = [_divide(2*np.sum(gold & pred), np.sum(gold) + np.sum(pred), "zero") for gold, pred in ((gold, pred), (~gold, ~pred))]
@@ -429,7 +429,7 @@ def _value(name, x):
     if isinstance(x, (str, bool)) or not np.isscalar(x) or not np.isfinite(x): raise ValueError(f"gold of clip {name}: sentiment must be a number, not {_short(x)}")
     return float(x)
 
-# %% ../nbs/03_metrics.ipynb #c073
+# %% ../nbs/03_metrics.ipynb #c074
 POLARITY = {"positive": 1, "neutral": 0, "negative": -1}
 
 def sentiment_score(
@@ -445,7 +445,7 @@ def sentiment_score(
     return SentimentResult(_waf(g, q), float((g == q).mean()), int(keep.sum()), int((~keep).sum()), sum(x not in POLARITY for x in word),
                            word.count("neutral"), _waf(g, np.full_like(g, g.mean() >= .5)))
 
-# %% ../nbs/03_metrics.ipynb #c077
+# %% ../nbs/03_metrics.ipynb #c078
 _MELD, _IEMOCAP = "anger joy sadness neutral disgust fear surprise".split(), "happy sad neutral anger".split()
 UNIBENCH = {  # key: (stem of the label file's folder or name, label file, split, kind, names of the classes where gold is an index)
     "MER2023":     ("mer2023", "label-6way.npz", "test1_corpus", "hit rate", None),
@@ -458,7 +458,7 @@ UNIBENCH = {  # key: (stem of the label file's folder or name, label file, split
     "SIMSv2":      ("simsv2", "label.npz", "test_corpus", "WAF", None),
     "OVMERDPlus":  ("ovmerdplus", "ovlabel.csv", None, "EW F", None)}
 
-# %% ../nbs/03_metrics.ipynb #c078
+# %% ../nbs/03_metrics.ipynb #c079
 def _gold_file(labels, key):
     "Label file of a data set: `<stem>_label.npz` or `<stem>…process/label.npz`; None if there is none"
     stem, file, *_ = UNIBENCH[key]
@@ -476,7 +476,7 @@ def _read_gold(path, key):
     gold = {n: classes[x["emo"]] if classes else x["emo"] for n, x in d[split].items()}
     return {n: x for n, x in gold.items() if n[4] == "5"} if key == "IEMOCAPFour" else gold   # Session 5 is the test
 
-# %% ../nbs/03_metrics.ipynb #c079
+# %% ../nbs/03_metrics.ipynb #c080
 def _answer_files(predictions, key):
     "Checkpoint -> file of the extracted answers, below a folder named after the data set"
     suffix = "-openset-sentiment.npz" if UNIBENCH[key][3] == "WAF" else "-openset.npz"
@@ -494,7 +494,7 @@ def _read_answers(path):
     if missing := [k for k in ("filenames", "fileitems") if k not in d]: raise ValueError(f"{path} has no entry {', '.join(missing)}")
     return dict(zip(d["filenames"].tolist(), d["fileitems"].tolist()))
 
-# %% ../nbs/03_metrics.ipynb #c080
+# %% ../nbs/03_metrics.ipynb #c081
 def _bench_row(key, gold, path, wheels):
     "One data set and checkpoint: its number and the companions"
     try:
@@ -509,7 +509,7 @@ def _bench_row(key, gold, path, wheels):
         return dict(score=s.f, companion="precision", value=s.precision, mean_labels=s.mean_labels, n=s.n, n_scored=round(s.n*(1 - s.never_scored)), constant=blind)
     except (KeyError, ValueError) as e: raise type(e)(f"{path}: {e.args[0]}") from None
 
-# %% ../nbs/03_metrics.ipynb #c081
+# %% ../nbs/03_metrics.ipynb #c082
 @dataclass(frozen=True, repr=False)
 class UniBenchResult(_Score):
     "The table of MER-UniBench"
@@ -525,7 +525,7 @@ class UniBenchResult(_Score):
     @property
     def table(self): return pd.DataFrame(self._rows)   # dataset, measure, checkpoint, score, companion, value, mean_labels, n, n_scored, constant
 
-# %% ../nbs/03_metrics.ipynb #c082
+# %% ../nbs/03_metrics.ipynb #c083
 def unibench(
     predictions,       # Folder with a folder per data set, which holds `…epoch30…-openset.npz`, `…checkpoint_000030…-openset-sentiment.npz`, …
     labels,            # Folder with the label files

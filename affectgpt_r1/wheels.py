@@ -11,6 +11,7 @@ import hashlib
 import io
 import pickle
 import re
+import zipfile
 from functools import lru_cache
 from importlib import resources
 from itertools import chain
@@ -221,8 +222,9 @@ def _sheet(path):
     "Rows of the first sheet of an Excel file, each a dict by column name"
     try: from openpyxl import load_workbook
     except ImportError as e: raise ImportError(f"reading {path} needs openpyxl: pip install openpyxl") from e
-    rows = load_workbook(path, read_only=True, data_only=True).active.iter_rows(values_only=True)
-    head = next(rows)
+    try: rows = load_workbook(path, read_only=True, data_only=True).active.iter_rows(values_only=True)
+    except (zipfile.BadZipFile, KeyError, ValueError) as e: raise ValueError(f"{path} is not an Excel sheet that can be read: {e}") from None
+    head = next(rows, ())
     return [dict(zip(head, row)) for row in rows]
 
 def _columns(path, rows, names):
@@ -271,17 +273,21 @@ class _SafeUnpickler(pickle.Unpickler):
         if (module, name) not in self.admitted: raise ValueError(f"refused to open a pickle that asks for {module}.{name}")
         return super().find_class(module, name)
 
+def _read_entry(file):
+    "One entry of a npz"
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    if header(file)[2].hasobject: return _SafeUnpickler(file).load()
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
 def _read_pickled(path):
     "Key -> object, of a npz with pickled entries"
     out = {}
-    with np.load(path, allow_pickle=False) as npz:
-        for key in npz.files:
-            with npz.zip.open(f"{key}.npy") as f:
-                version = np.lib.format.read_magic(f)
-                read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                _, _, dtype = read_header(f)
-                if dtype.hasobject: out[key] = _SafeUnpickler(io.BytesIO(f.read())).load()
-                else: out[key] = npz[key]
+    try:
+        with zipfile.ZipFile(path) as z:
+            for name in z.namelist(): out[name.removesuffix(".npy")] = _read_entry(io.BytesIO(z.read(name)))
+    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, ValueError) as e: raise ValueError(f"{path} cannot be read: {e}") from None
     return {k: v.item() if isinstance(v, np.ndarray) and v.ndim == 0 else v for k, v in out.items()}
 
 # %% ../nbs/02_wheels.ipynb #c027

@@ -1,0 +1,78 @@
+"Parsing: what must never happen, on any text"
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from affectgpt_r1.labels import MODES, make_target, parse_labels, parse_response
+
+word = st.text("abcdefghijklmnopqrstuvwxyz", min_size=3, max_size=12).filter(lambda x: x not in ("none", "nan", "null", "nil", "unknown", "and", "but"))
+clean = st.lists(st.lists(word, min_size=1, max_size=1).map(" ".join), unique=True, max_size=8)
+anything = st.text(max_size=80) | st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "happy", " ", "sad, ", "\n", "[", "]", '"', "'", "- ", "1. ", "and ", ". "]), max_size=25).map("".join)
+
+@settings(max_examples=400)
+@given(anything)
+def test_any_text_is_read(text):
+    labels = parse_labels(text)
+    assert all(x == x.strip() == x.lower() and any(map(str.isalpha, x)) for x in labels)
+    assert len(set(labels)) == len(labels)
+    for mode in MODES:
+        r = parse_response(text, mode)
+        assert r.labels == parse_labels(r.answer)
+        if r.well_formed: assert r.answer and text.count("<answer>") == text.count("</answer>") == 1
+
+@given(clean)
+def test_a_clean_list_comes_back(words):
+    assert parse_labels(", ".join(words)) == words
+    assert parse_labels(words) == words
+    assert parse_labels(str(words)) == words
+    assert parse_labels("\n".join(f"{i}. {w.title()}" for i, w in enumerate(words, 1))) == words
+    assert parse_labels(str(words), strict=True) == words
+
+@given(clean.filter(bool), st.sampled_from(MODES), st.text("abc .,\n", max_size=20))
+def test_targets_are_well_formed(words, mode, think):
+    r = parse_response(make_target(words, mode, think), mode)
+    assert r.well_formed and r.labels == words
+    assert not parse_response(make_target(words, "think", think), "answer").well_formed
+    assert not parse_response(make_target(words, "answer"), "think").well_formed
+
+@given(st.text(max_size=40))
+def test_strict_is_the_rule_of_the_authors(text):
+    "Restated character by character"
+    if text == "[":
+        with pytest.raises(ValueError): parse_labels(text, strict=True)
+        return
+    body = text[1:] if text[:1] == "[" else text
+    body = body[:-1] if body[-1:] == "]" else body
+    for quote in "'\"": body = body.replace(quote, ",")
+    assert parse_labels(text, strict=True) == [x.strip() for x in body.split(",") if x.strip()]
+
+@pytest.mark.parametrize("text,labels", [
+    ("The character's emotional state is worried, anxious.", ["worried", "anxious"]),
+    ("The main character's emotions are: happy and excited", ["happy", "excited"]),
+    ("He feels angry; she seems sad.", ["angry", "sad"]),
+    ("Emotions: happy, sad", ["happy", "sad"]),
+    ("**Labels:**\n* Happy\n* Fed up", ["happy", "fed up"]),
+    ("• joyful\n• proud", ["joyful", "proud"]),
+    ("“happy”，“难过”。", ["happy", "难过"]),
+    ("高兴、惊讶；害怕", ["高兴", "惊讶", "害怕"]),
+    ('```json\n{"emotions": ["happy", "let down"]}\n```', ["happy", "let down"]),
+    ("happy/sad | angry & tired", ["happy", "sad", "angry", "tired"]),
+    ("happy, sad, and angry", ["happy", "sad", "angry"]),
+    ("self-conscious, don't care", ["self-conscious", "don't care"]),
+    ("<answer>happy</answer>", ["happy"]),
+    ("1) shy 2) proud", ["shy", "proud"]),
+    ("N/A", []), ("[]", []), ("...", []), ("\u3000", [])])
+def test_what_models_write(text, labels): assert parse_labels(text) == labels
+
+@pytest.mark.parametrize("x", [3, 3.5, True, b"happy", {"happy": 1}, ["happy", 3], [None], [["happy"]], np.array([1.0])])
+@pytest.mark.parametrize("strict", [True, False])
+def test_no_labels_no_mercy(x, strict):
+    with pytest.raises(ValueError, match="labels must be"): parse_labels(x, strict=strict)
+
+def test_missing_values():
+    for x in (None, float("nan"), np.nan, ""): assert parse_labels(x) == parse_labels(x, strict=True) == []
+    assert parse_labels(pd.NA) == []
+    with pytest.raises(ValueError): parse_labels(pd.NA, strict=True)    # the authors' code stops there, too
+    assert parse_labels(np.array(["happy"]), strict=True) == ["happy"]
+    assert parse_labels(np.array("[happy]"), strict=True) == ["happy"]
