@@ -9,7 +9,7 @@ __all__ = ['PRIORS', 'EMOTIONS', 'FACE_LOOK', 'VOICE_LOOK', 'PARTS', 'LOOKS', 'M
            'draw_video', 'voice_numbers', 'synth_part', 'synth_voice', 'draw_words', 'human_labels', 'describe',
            'caption_labels', 'make_toy_corpus']
 
-# %% ../nbs/06_toy.ipynb #c002
+# %% ../nbs/06_toy.ipynb #c003
 import csv, io, json, math, multiprocessing, os, zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ import soundfile as sf
 from tqdm.auto import tqdm
 from .media import _write_video
 
-# %% ../nbs/06_toy.ipynb #c003
+# %% ../nbs/06_toy.ipynb #c004
 import cv2
 
-# %% ../nbs/06_toy.ipynb #c006
+# %% ../nbs/06_toy.ipynb #c007
 PRIORS = dict(happy=.16, sad=.17, angry=.17, scared=.16, surprised=.16, disgusted=.09, calm=.09)
 EMOTIONS = list(PRIORS)
 
@@ -36,11 +36,11 @@ class State:
     voice:str="clear" # "clear", "shared" or "flat"
     words:str="telling" # "telling", "small talk" or "sarcastic"
 
-# %% ../nbs/06_toy.ipynb #c008
+# %% ../nbs/06_toy.ipynb #c009
 FACE_LOOK = dict(happy="smile", scared="startle", surprised="startle", sad="low", calm="low", angry="hostile", disgusted="hostile")
 VOICE_LOOK = dict(happy="lively", surprised="lively", angry="strained", scared="strained", sad="heavy", disgusted="heavy", calm="even")
 
-# %% ../nbs/06_toy.ipynb #c013
+# %% ../nbs/06_toy.ipynb #c014
 def clip_rng(
     seed:int, # Seed of the corpus
     name:str, # Name of the clip
@@ -58,7 +58,7 @@ def draw_state(
     words = rng.choice(["telling", "small talk", "sarcastic"], p=[.35, .61, .04])
     return State(str(p), round(float(rng.uniform(.15, 1)), 3), str(s) if rng.random() < .35 else "", str(face), str(voice), str(words))
 
-# %% ../nbs/06_toy.ipynb #c017
+# %% ../nbs/06_toy.ipynb #c018
 PARTS = ["raise_", "slant", "eyes", "curve", "open_", "width", "flush", "green", "pale", "tears", "nose", "drop", "tilt", "bob", "shake", "warm", "cold"]
 LOOKS = dict(
     flat={}, smile=dict(curve=1, raise_=.3, eyes=-.35, width=.25, flush=.3, bob=.8, warm=.8, open_=.25),
@@ -70,22 +70,22 @@ MARKS = dict(
     scared=dict(slant=.7, width=.45, open_=-.2, curve=-.5, pale=1, shake=1), surprised=dict(width=-.5, open_=.55, bob=.3, raise_=.3),
     angry=dict(flush=.8, open_=.4, shake=.5, warm=.3), disgusted=dict(green=1, nose=1, open_=.1, width=-.3, tilt=.5))
 
-# %% ../nbs/06_toy.ipynb #c018
+# %% ../nbs/06_toy.ipynb #c019
 def _vector(d, parts):
     "The numbers of `d` in the order of `parts`"
     return np.array([d.get(k, 0.) for k in parts])
 
-def _blend(clear, shared, emotion, shown, look, marks, looks, parts):
+def _blend(emotion, shown, look, marks, looks, parts):
     "The look of `emotion`, with its own mark where it is shown clearly"
     if shown == "flat": return _vector(looks["flat"], parts)
-    return _vector(looks[look[emotion]], parts) + (clear if shown == "clear" else shared)*_vector(marks[emotion], parts)
+    return _vector(looks[look[emotion]], parts) + (shown == "clear")*_vector(marks[emotion], parts)
 
 def _smooth(x):
     "0 below 0, 1 above 1, and a soft step between"
     x = np.clip(x, 0, 1)
     return x*x*(3-2*x)
 
-# %% ../nbs/06_toy.ipynb #c020
+# %% ../nbs/06_toy.ipynb #c021
 def face_track(
     state:State,  # What the clip means
     n_frames:int, # Frames of the clip
@@ -93,7 +93,7 @@ def face_track(
     noise:float=.10, # Standard deviation of what is not meant
 )->np.ndarray:    # float [n_frames, len(PARTS)]
     "The face's numbers over time"
-    show = lambda e: _blend(1., .06, e, state.face, FACE_LOOK, MARKS, LOOKS, PARTS)
+    show = lambda e: _blend(e, state.face, FACE_LOOK, MARKS, LOOKS, PARTS)
     t, amp = np.arange(n_frames)/n_frames, .55+.45*state.intensity
     track = np.outer(_smooth((t+.1)/.25), amp*show(state.primary))
     if state.secondary:
@@ -101,7 +101,7 @@ def face_track(
         track = (1-late)*track + late*.7*show(state.secondary)
     return track + rng.normal(0, noise, len(PARTS)) + rng.normal(0, noise/3, track.shape)
 
-# %% ../nbs/06_toy.ipynb #c023
+# %% ../nbs/06_toy.ipynb #c024
 SKINS = np.array([(255,224,196), (241,194,153), (224,172,120), (190,130,88), (141,92,60)], float)
 HAIRS = np.array([(40,30,25), (90,55,30), (150,105,60), (60,60,70), (185,150,95)], float)
 
@@ -135,7 +135,7 @@ class _Pen:
     def line(self, xy, colour, thick): cv2.polylines(self.img, [self.pts(xy)], False, _colour(colour), thick, cv2.LINE_AA, 4)
     def shape(self, xy, colour): cv2.fillPoly(self.img, [self.pts(xy)], _colour(colour), cv2.LINE_AA, 4)
 
-# %% ../nbs/06_toy.ipynb #c024
+# %% ../nbs/06_toy.ipynb #c025
 def _draw_head(pen, p, who):
     "Hair, skin, cheeks"
     skin = _mix(_mix(_mix(who["skin"], (225, 60, 45), .55*p["flush"]), (140, 175, 70), .6*p["green"]), (235, 240, 250), .6*p["pale"])
@@ -167,7 +167,7 @@ def _draw_mouth(pen, p, skin):
     pen.shape(top+low[::-1], (90, 20, 25))
     for lip in (top, low): pen.line(lip, (150, 40, 50), 2)
 
-# %% ../nbs/06_toy.ipynb #c025
+# %% ../nbs/06_toy.ipynb #c026
 def draw_face(
     p:dict,   # The face's numbers, by the names in `PARTS`, and `time` in seconds
     who:dict, # Whose face it is
@@ -196,7 +196,7 @@ def draw_video(
     who, track = _person(rng), face_track(state, n_frames, rng)
     return np.stack([draw_face(dict(zip(PARTS, p), time=i/fps), who) for i,p in enumerate(track.tolist())])
 
-# %% ../nbs/06_toy.ipynb #c030
+# %% ../nbs/06_toy.ipynb #c031
 VOICE_PARTS = ["pitch", "play", "slope", "rate", "tremor", "breath", "dull", "harsh", "creak", "smooth", "level"]
 VOICE_FLAT = dict(pitch=1, rate=4.2, breath=.03, dull=1.4, smooth=.1, level=.45)
 VOICES = dict(
@@ -210,7 +210,7 @@ VOICE_MARKS = dict(
     scared=dict(tremor=.65, pitch=.5, breath=.3, harsh=-2), sad=dict(slope=-.3, tremor=.3, breath=.3), disgusted=dict(creak=.9, rate=.9, breath=-.4),
     calm={})
 
-# %% ../nbs/06_toy.ipynb #c031
+# %% ../nbs/06_toy.ipynb #c032
 VOWELS = [((750, 1150, 2500), (90, 110, 160)), ((320, 2100, 2900), (60, 120, 180)), ((480, 900, 2400), (70, 100, 150))]   # a, i, o
 
 def _syllables(p, n, rng, sr):
@@ -239,7 +239,7 @@ def _vowels(x, which, rng, sr):
         out += np.fft.irfft(spec*gain.astype(np.float32), len(x))*(vowel == v)
     return out
 
-# %% ../nbs/06_toy.ipynb #c032
+# %% ../nbs/06_toy.ipynb #c033
 def voice_numbers(
     state:State,     # What the clip means
     rng,             # A numpy generator
@@ -247,7 +247,7 @@ def voice_numbers(
     noise:float=.06, # Relative standard deviation of what is not meant
 )->dict:
     "The voice's numbers by the names in `VOICE_PARTS`"
-    p = _blend(1., .06, emotion or state.primary, state.voice, VOICE_LOOK, VOICE_MARKS, VOICES, VOICE_PARTS)
+    p = _blend(emotion or state.primary, state.voice, VOICE_LOOK, VOICE_MARKS, VOICES, VOICE_PARTS)
     flat, amp = _vector(VOICE_FLAT, VOICE_PARTS), .6+.4*state.intensity
     p = flat + amp*(p-flat)
     return dict(zip(VOICE_PARTS, np.where(np.array(VOICE_PARTS) == "slope", p, np.maximum(p*rng.normal(1, noise, len(p)), 0))))
@@ -271,7 +271,7 @@ def synth_part(
     x = np.tanh(x*(1+p["harsh"]))/np.tanh(1+p["harsh"]) + .45*p["breath"]*rng.standard_normal(n, np.float32)
     return p["level"]*loud*(1-np.minimum(.85, p["tremor"])*(.5+.5*waver))*x
 
-# %% ../nbs/06_toy.ipynb #c033
+# %% ../nbs/06_toy.ipynb #c034
 def synth_voice(
     state:State,     # What the clip means
     seconds:float,   # Length
@@ -288,7 +288,7 @@ def synth_voice(
     x = x + .006*rng.standard_normal(n, np.float32)
     return .9*np.clip(x, -1.1, 1.1)/1.1
 
-# %% ../nbs/06_toy.ipynb #c037
+# %% ../nbs/06_toy.ipynb #c038
 LINES = dict(
     happy=["I got the job!|我得到那份工作了!", "This is the best day ever!|今天是最棒的一天!", "We won, we really won!|我们赢了,真的赢了!", "I love this song so much.|我太喜欢这首歌了。", "You made my day, thank you!|你让我好开心,谢谢!"],
     sad=["He is gone and I miss him.|他走了,我很想他。", "I lost everything.|我失去了一切。", "Nobody came to see me.|没有人来看我。", "It will never be the same again.|再也回不去了。", "I cannot stop crying.|我止不住眼泪。"],
@@ -302,7 +302,7 @@ SMALL_TALK = ["The train leaves at nine.|火车九点开。", "He lives on the s
     "That is what she said.|她就是这么说的。", "I have to go now.|我得走了。", "There are two of them.|有两个。"]
 SARCASM = ["Oh great, just what I needed.|太好了,我正需要这个呢。", "Wonderful, thank you very much.|真棒,太谢谢你了。", "What a lovely day this is.|今天可真美好啊。"]
 
-# %% ../nbs/06_toy.ipynb #c038
+# %% ../nbs/06_toy.ipynb #c039
 def draw_words(
     state:State, # What the clip means
     rng,         # A numpy generator
@@ -312,7 +312,7 @@ def draw_words(
     english, chinese = lines[rng.integers(len(lines))].split("|")
     return chinese, english
 
-# %% ../nbs/06_toy.ipynb #c041
+# %% ../nbs/06_toy.ipynb #c042
 WORDS = dict(
     happy=["content pleased glad satisfied", "happy cheerful joyful amused proud", "delighted excited thrilled elated ecstatic"],
     sad=["disappointed gloomy lonely down", "sad unhappy hurt sorrowful tearful", "miserable depressed heartbroken despairing hopeless"],
@@ -325,7 +325,7 @@ WORDS = {e: [b.split() for b in bands] for e,bands in WORDS.items()}
 ASSOCIATED = dict(happy="surprised trusting", sad="worried ashamed", angry="hurt disgusted", scared="surprised sad", surprised="curious worried", disgusted="annoyed uncomfortable",
     calm="trusting thoughtful")
 
-# %% ../nbs/06_toy.ipynb #c042
+# %% ../nbs/06_toy.ipynb #c043
 def _band(intensity): return min(2, int(intensity*3))
 
 def _synonyms(emotion, intensity, k, rng):
@@ -334,7 +334,7 @@ def _synonyms(emotion, intensity, k, rng):
     p = np.array([w for _,w in words])
     return [words[i][0] for i in rng.choice(len(words), k, replace=False, p=p/p.sum())]
 
-# %% ../nbs/06_toy.ipynb #c043
+# %% ../nbs/06_toy.ipynb #c044
 def human_labels(
     state:State, # What the clip means
     rng,         # A numpy generator
@@ -347,7 +347,7 @@ def human_labels(
     if second: words += _synonyms(state.secondary, .5*state.intensity, second, rng)
     return list(dict.fromkeys(words+extra))
 
-# %% ../nbs/06_toy.ipynb #c047
+# %% ../nbs/06_toy.ipynb #c048
 FACE_CLUES = dict(
     flat=["The face shows little."], smile=["The mouth smiles and the cheeks are lifted.", "There is a broad smile."],
     startle=["The eyes are wide and the brows are raised.", "The eyes are wide open."], low=["The head is lowered and the eyes are half closed.", "The eyes are half closed."],
@@ -360,7 +360,7 @@ VOICE_CLUES = dict(flat=["The voice is flat."], lively=["The voice is high and l
 VOICE_MARK_CLUES = dict(happy="The voice is high and bouncing.", sad="The voice is slow and breathy.", calm="The voice is even and soft.", scared="The voice is high and trembling.",
     surprised="The voice is high and rises.", angry="The voice is loud and harsh.", disgusted="The voice is slow and creaks.")
 
-# %% ../nbs/06_toy.ipynb #c048
+# %% ../nbs/06_toy.ipynb #c049
 def _clue(emotion, shown, look, shared, marked, rng, wrong=.1):
     "A sentence on what one channel shows"
     if rng.random() < wrong: emotion = str(rng.choice(EMOTIONS))
@@ -375,7 +375,7 @@ def _words_clue(state, rng, wrong=.1):
 
 def _twins(e): return [o for o in EMOTIONS if o != e and (FACE_LOOK[o] == FACE_LOOK[e] or VOICE_LOOK[o] == VOICE_LOOK[e])]
 
-# %% ../nbs/06_toy.ipynb #c049
+# %% ../nbs/06_toy.ipynb #c050
 def describe(
     state:State, # What the clip means
     rng,         # A numpy generator
@@ -399,7 +399,7 @@ def caption_labels(
     if rng.random() < .25: words += _synonyms(str(rng.choice(EMOTIONS)), .5, 1, rng)
     return list(dict.fromkeys(words))[:5]
 
-# %% ../nbs/06_toy.ipynb #c057
+# %% ../nbs/06_toy.ipynb #c058
 TRACKS = dict(caption="track2_train_mercaptionplus.csv", human="track2_train_human.csv", test="track2_train_ovmerd.csv")
 REASONS = dict(caption="track3_train_mercaptionplus.csv", test="track3_train_ovmerd.csv")
 PREFIX = dict(caption="caption", human="human", test="sample")
@@ -434,7 +434,7 @@ def _quiet():
     "One thread per worker: the workers are the parallelism"
     cv2.setNumThreads(0)
 
-# %% ../nbs/06_toy.ipynb #c059
+# %% ../nbs/06_toy.ipynb #c060
 def _write_csv(path, header, rows):
     "A csv file with `header` and `rows`"
     text = io.StringIO(newline="")
@@ -455,10 +455,10 @@ def _write_tables(root, names, seed):
     _write_csv(root/"oracle.csv", ["name", "split", "primary", "intensity", "secondary", "face", "voice", "words"],
                [[n, split, s.primary, s.intensity, s.secondary, s.face, s.voice, s.words] for split,ns in names.items() for n in ns for s in [states[n]]])
 
-# %% ../nbs/06_toy.ipynb #c061
+# %% ../nbs/06_toy.ipynb #c062
 TOY_SIZES = dict(toy=dict(caption=1000, human=320, test=320), smoke=dict(caption=96, human=48, test=32))
 
-# %% ../nbs/06_toy.ipynb #c062
+# %% ../nbs/06_toy.ipynb #c063
 def _claim(root, card):
     "Mark `root` as the place of the corpus described by `card`, or refuse"
     file = root/"corpus.json"
@@ -469,7 +469,7 @@ def _claim(root, card):
     elif any(root.iterdir()): raise ValueError(f"{root} is not empty and holds no toy corpus: choose another folder")
     else: _replace(file, lambda p: p.write_text(json.dumps(card, indent=2)+"\n"))
 
-# %% ../nbs/06_toy.ipynb #c063
+# %% ../nbs/06_toy.ipynb #c064
 def _make_clips(jobs, workers, progress):
     "Make every clip of `jobs`, in `workers` processes"
     todo = [j for j in jobs if not all((Path(j[0])/d/f"{j[2]}.{x}").exists() for d,x in (("video", "mp4"), ("audio", "wav")))]
@@ -482,7 +482,7 @@ def _make_clips(jobs, workers, progress):
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
             for _ in pool.map(_make_clip, todo, chunksize=8): bar.update()
 
-# %% ../nbs/06_toy.ipynb #c064
+# %% ../nbs/06_toy.ipynb #c065
 def make_toy_corpus(
     root,               # Folder to write to, made if absent
     preset:str="toy",   # One of `TOY_SIZES`
