@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from affectgpt_r1.metrics import ew_rewards, ew_score, hit_rate, mer2025_score, ovmer_score, sentiment_score
+from affectgpt_r1.metrics import ew_rewards, ew_score, hit_rate, mer2025_score, ovmer_score, sentiment_score, unibench
 from affectgpt_r1.wheels import _read_pickled, load_wheels
 
 repo = Path(__file__).resolve().parents[1]
@@ -91,6 +91,20 @@ def test_sentiment(dataset):
         v = sentiment_score(gold, answers(dataset, epoch, "openset-sentiment"))
         close([v.waf, v.acc], [scores["waf"], scores["acc"]])
         assert (v.n_scored + v.n_zero, v.n_zero) == (want["n"], want["n_zero_gold"])
+
+def test_unibench():
+    "The published row, best of seven checkpoints per data set, where its checkpoint is among the three at hand; per checkpoint otherwise"
+    v1, want = load_wheels("v1", root/"emotion_wheel/v1"), load("predictions/expected.json")
+    fixed = unibench(root/"predictions", root/"labels", v1, checkpoint=60)
+    scores = [want[k]["v1"]["60"]["waf" if "waf" in want[k]["v1"]["60"] else "hit_rate"] for k in LABELS]
+    close(fixed.table.score, scores)
+    close(fixed.mean, np.mean(scores))
+    assert set(fixed.missing) == {"MER2024", "OVMERDPlus"}    # their labels are not public
+    best = unibench(root/"predictions", root/"labels", v1, protocol="best-on-test").table.set_index("dataset")
+    published = dict(MELD=55.65, CMUMOSEI=80.90, SIMS=88.49)
+    others = dict(MER2023=74.64, IEMOCAPFour=59.42, CMUMOSI=81.21, SIMSv2=86.06)   # their best checkpoints are 50, 35, 40 and 35
+    assert (100*best.score).round(2).to_dict() == {**published, **others}
+    assert best.checkpoint[list(published)].tolist() == [30]*3
 
 def test_v2026_moves_meld_only_where_fear_is():
     "Published with v1: 55.65; the same predictions with the corrected forms: 56.33"
