@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MODES', 'QUESTIONS', 'parse_labels', 'Response', 'parse_response', 'make_target']
 
-# %% ../nbs/01_labels.ipynb #c002
+# %% ../nbs/01_labels.ipynb #c003
 import re
 from dataclasses import dataclass
 
 import numpy as np
 
-# %% ../nbs/01_labels.ipynb #c005
+# %% ../nbs/01_labels.ipynb #c006
 def _short(x, n=60):
     "`x` as it is quoted in an error message"
     r = repr(x)
@@ -26,7 +26,7 @@ def _strings(x):
             raise ValueError(f"labels must be strings, but {_short(label)} ({type(label).__name__}) stands in {_short(x)}")
     return list(x)
 
-# %% ../nbs/01_labels.ipynb #c006
+# %% ../nbs/01_labels.ipynb #c007
 def _parse_strict(x):
     "The authors' `string_to_list`, with its crashes turned into messages"
     if isinstance(x, np.ndarray): x = x.tolist()
@@ -39,7 +39,7 @@ def _parse_strict(x):
     if x[-1] == "]": x = x[:-1]
     return [label for part in x.replace("'", ",").replace('"', ",").split(",") if (label := part.strip())]
 
-# %% ../nbs/01_labels.ipynb #c009
+# %% ../nbs/01_labels.ipynb #c010
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "「": '"', "」": '"', "《": '"', "》": '"', "`": '"', " ": " "})
 _SEPARATORS = re.compile(
     r"""[\[\]{}()<>"*#|/\\,;&+~•·●▪◦‣–—，、；：。！？（）【】…\n\r\t]+   # what is never part of a label
@@ -61,7 +61,7 @@ _LEAD = re.compile(r"^(?:and|or|but|also|then|both|feeling|a sense of|a feeling 
 _KEY = re.compile(r"(?:^|(?<=[\n,{\[]))[^:,\n]{0,60}:(?!\w)", re.MULTILINE)
 _NOTHING = {"none", "nan", "null", "n a", "n/a", "nil", "no emotion", "no emotions", "unknown", "无"}
 
-# %% ../nbs/01_labels.ipynb #c010
+# %% ../nbs/01_labels.ipynb #c011
 def _clean(piece):
     "One piece of an answer without template, lead word, numbering and stray punctuation"
     piece = re.sub(r"\s+", " ", piece).strip(" .:;!?-_'=")
@@ -80,7 +80,7 @@ def _parse_lenient(x):
     else: raise ValueError(f"labels must be a string or a list of strings, not {_short(x)} ({type(x).__name__})")
     return list(dict.fromkeys(p for p in pieces if any(map(str.isalpha, p))))
 
-# %% ../nbs/01_labels.ipynb #c011
+# %% ../nbs/01_labels.ipynb #c012
 def parse_labels(
     x,             # What was written: text, a list of words, or nothing (None, NaN)
     strict=False,  # Follow the authors' `string_to_list` to the letter
@@ -88,7 +88,7 @@ def parse_labels(
     "Emotion labels in `x`"
     return _parse_strict(x) if strict else _parse_lenient(x)
 
-# %% ../nbs/01_labels.ipynb #c017
+# %% ../nbs/01_labels.ipynb #c021
 @dataclass(frozen=True)
 class Response:
     "A model's reply, taken apart"
@@ -97,13 +97,13 @@ class Response:
     labels: list[str]  # The labels found in the answer
     well_formed: bool  # Does the reply keep to the format?
 
-# %% ../nbs/01_labels.ipynb #c018
+# %% ../nbs/01_labels.ipynb #c022
 MODES = ("answer", "think")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _FORMATS = {"think": re.compile(r"\s*<think>(?P<think>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL),
             "answer": re.compile(r"\s*(?P<think>)<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)}
 
-# %% ../nbs/01_labels.ipynb #c020
+# %% ../nbs/01_labels.ipynb #c024
 def _read_anyway(text):
     "Thoughts and answer of a reply that does not keep to the format"
     head, tag, answer = text.rpartition("<answer>")
@@ -114,7 +114,7 @@ def _read_anyway(text):
 def _check_mode(mode):
     if mode not in MODES: raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
 
-# %% ../nbs/01_labels.ipynb #c021
+# %% ../nbs/01_labels.ipynb #c025
 def parse_response(
     text:str,      # What the model wrote
     mode="think",  # "think" or "answer": the format that was asked for
@@ -128,14 +128,14 @@ def parse_response(
     think, answer = think.strip(), answer.strip()
     return Response(think, answer, parse_labels(answer), bool(m and once and answer))
 
-# %% ../nbs/01_labels.ipynb #c025
+# %% ../nbs/01_labels.ipynb #c029
 QUESTIONS = {
     "answer": "Watch the face, listen to the voice and read the subtitle. Which emotions does the main character show? "
               "List them, separated by commas, inside <answer></answer>.",
     "think": "Watch the face, listen to the voice and read the subtitle. Which emotions does the main character show? "
              "First describe the clues inside <think></think>, then list the emotions, separated by commas, inside <answer></answer>."}
 
-# %% ../nbs/01_labels.ipynb #c026
+# %% ../nbs/01_labels.ipynb #c030
 def make_target(
     labels,         # The labels that the answer holds
     mode="answer",  # "answer" or "think"

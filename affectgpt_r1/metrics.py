@@ -87,7 +87,7 @@ def _masks(answers, wheels, level, names):
 def _precision_recall(g, q):
     "Precision and recall [n, wheels] of masks `q` against `g`, and which entries are scored"
     hits, n_g, n_q = (np.bitwise_count(x).astype(float) for x in (g & q, g, q))
-    return hits / np.maximum(n_q, 1), hits / np.maximum(n_g, 1), n_g > 0
+    return hits / np.maximum(n_q, 1), hits / np.maximum(n_g, 1), n_g > 0   # where `q` is one answer for all, it is broadcast
 
 # %% ../nbs/03_metrics.ipynb #c020
 def _check_undefined(undefined):
@@ -135,6 +135,8 @@ class EWResult(_Score):
     coverage: float      # Share of the predicted words that the tables know
     n: int               # Clips given
     never_scored: float  # Share of the clips whose gold no wheel knows
+    constant_baseline: float  # F of one and the same answer to every clip
+    constant: tuple      # That answer
     level: int
     undefined: str       # What F is where nothing is hit or scored
     wheels: str          # Version of the tables
@@ -152,15 +154,16 @@ class EWScore:
         wheels=None,       # From `load_wheels`; the built-in ones by default
         level=1,           # 1: sectors; 2: the finer words
         undefined="zero",  # F where nothing is hit or scored: "zero" or "nan"
+        constant=("angry", "sad", "worried", "happy"),  # The constant answer to compare with
     ):
         _check_undefined(undefined)
-        self.wheels, self.undefined = wheels or load_wheels(), undefined
+        self.wheels, self.undefined, self.constant = wheels or load_wheels(), undefined, tuple(constant)
         self.level = self.wheels._level(level)
         self.reset()
 
     def reset(self):
         "Forget all clips"
-        self._sums = np.zeros(3*len(self.wheels.names) + 4)   # precision, recall, clips scored: one per wheel; then the four counts below
+        self._sums = np.zeros(5*len(self.wheels.names) + 4)   # one per wheel of each sum below; then the four counts
         return self
 
     def update(self, gold, pred):
@@ -169,25 +172,27 @@ class EWScore:
         g = _masks(gold, self.wheels, self.level, names)[0]
         q, n, rows = _masks(pred, self.wheels, self.level, names)
         p, r, scored = _precision_recall(g, q)
+        blind = _precision_recall(g, self.wheels.encode(list(self.constant), self.level).astype(g.dtype))
         counts = len(gold), np.count_nonzero(~scored.any(1)), n.sum(), np.count_nonzero(rows)
-        self._sums += np.concatenate([p.sum(0), r.sum(0), scored.sum(0), counts])
+        self._sums += np.concatenate([scored.sum(0), *(x.sum(0) for x in (p, r, *blind[:2])), counts])
         return self
 
     def merge(self, other):
         "Add the clips of another collector, from another process perhaps"
-        if (self.wheels.fingerprint, self.level) != (other.wheels.fingerprint, other.level):
-            raise ValueError("only scores with the same wheels and the same level can be merged")
+        if (self.wheels.fingerprint, self.level, self.constant) != (other.wheels.fingerprint, other.level, other.constant):
+            raise ValueError("only scores with the same wheels, the same level and the same constant can be merged")
         self._sums = self._sums + other._sums
         return self
 
     def compute(self):
         "The score over all clips so far, of all processes"
-        *wheel, (n, never, n_labels, n_known) = np.split(_over_processes(self._sums), np.arange(1, 4)*len(self.wheels.names))
+        scored, p, r, *blind, (n, never, n_labels, n_known) = np.split(_over_processes(self._sums), np.arange(1, 6)*len(self.wheels.names))
         if n == 0: raise ValueError("nothing to score: there are no clips yet")
-        F, P, R = _averages(*wheel, self.undefined)
-        table = dict(wheel=self.wheels.names, f=F, precision=P, recall=R, n_scored=wheel[2].astype(int))
-        return EWResult(float(F.mean()), float(P.mean()), float(R.mean()), float(n_labels/n), float(n_known/max(n_labels, 1)), int(n),
-                        float(never/n), self.level, self.undefined, self.wheels.version, self.wheels.fingerprint, table)
+        F, P, R = _averages(p, r, scored, self.undefined)
+        table = dict(wheel=self.wheels.names, f=F, precision=P, recall=R, n_scored=scored.astype(int))
+        return EWResult(float(F.mean()), float(P.mean()), float(R.mean()), float(n_labels/n), float(n_known/max(n_labels, 1)), int(n), float(never/n),
+                        float(_averages(*blind, scored, self.undefined)[0].mean()), self.constant, self.level, self.undefined, self.wheels.version,
+                        self.wheels.fingerprint, table)
 
 # %% ../nbs/03_metrics.ipynb #c027
 def _over_processes(sums):
@@ -505,8 +510,7 @@ def _bench_row(key, gold, path, wheels):
             s = hit_rate(gold, _read_answers(path), wheels)
             return dict(score=s.hit_rate, companion="mscore", value=s.mscore, mean_labels=s.mean_labels, n=len(gold), n_scored=s.n_scored, constant=s.constant_baseline)
         s = ew_score(gold, _read_answers(path), wheels)
-        blind = ew_score(gold, dict.fromkeys(gold, ["happy", "sad", "angry"]), wheels).f
-        return dict(score=s.f, companion="precision", value=s.precision, mean_labels=s.mean_labels, n=s.n, n_scored=round(s.n*(1 - s.never_scored)), constant=blind)
+        return dict(score=s.f, companion="precision", value=s.precision, mean_labels=s.mean_labels, n=s.n, n_scored=round(s.n*(1 - s.never_scored)), constant=s.constant_baseline)
     except (KeyError, ValueError) as e: raise type(e)(f"{path}: {e.args[0]}") from None
 
 # %% ../nbs/03_metrics.ipynb #c082

@@ -208,7 +208,7 @@ ok = {"a": ["happy"], "b": ["sad"]}
     (lambda: ew_rewards(ok, ok, measure="f1"), ValueError, "measure is 'f1'; it must be one of f, precision, recall, jaccard"),
     (lambda: ew_interval(ok, ok, n=0), ValueError, "needs at least one"),
     (lambda: EWScore().compute(), ValueError, "no clips yet"),
-    (lambda: EWScore(level=1).merge(EWScore(level=2)), ValueError, "same level"),
+    (lambda: EWScore(level=1).merge(EWScore(level=2)), ValueError, "the same level"),
     (lambda: hit_rate({"a": "happy, sad"}, {"a": "sad"}), ValueError, "gold of clip a: hit rate needs exactly one word"),
     (lambda: sentiment_score({"a": "x"}, {"a": "positive"}), ValueError, "gold of clip a: sentiment must be a number, not 'x'"),
     (lambda: sentiment_score({"a": float("nan")}, {"a": "positive"}), ValueError, "gold of clip a"),
