@@ -7,7 +7,7 @@ __all__ = ['MAX_NEW_TOKENS', 'STAGES', 'STAGE_KEYS', 'weights_fingerprint', 'shu
            'score_predictions', 'frequent_words', 'constant_baseline', 'frequency_baseline', 'summary_table',
            'published_scores', 'missing_keys', 'write_metrics']
 
-# %% ../nbs/12_evaluate.ipynb #c002
+# %% ../nbs/12_evaluate.ipynb #c003
 import hashlib
 import json
 import os
@@ -23,14 +23,14 @@ from .labels import QUESTIONS, _check_mode, parse_labels, parse_response
 from .metrics import ew_interval, ew_score
 from .wheels import load_wheels
 
-# %% ../nbs/12_evaluate.ipynb #c008
+# %% ../nbs/12_evaluate.ipynb #c009
 def _sha(*parts):
     "A short hash of texts and bytes"
     h = hashlib.sha256()
     for p in parts: h.update((p if isinstance(p, bytes) else p.encode()) + b"\0")
     return h.hexdigest()[:16]
 
-# %% ../nbs/12_evaluate.ipynb #c009
+# %% ../nbs/12_evaluate.ipynb #c010
 def weights_fingerprint(
     model,  # A torch module
 )->str:
@@ -38,7 +38,7 @@ def weights_fingerprint(
     def some(x): return x.detach().flatten()[::max(1, x.numel() // 64)].float().cpu().numpy().tobytes()
     return _sha(*chain.from_iterable((name, some(x)) for name, x in model.state_dict().items()))
 
-# %% ../nbs/12_evaluate.ipynb #c013
+# %% ../nbs/12_evaluate.ipynb #c014
 def shuffle_clips(
     rows,    # Rows with `video` and `audio`
     seed=0,
@@ -49,7 +49,7 @@ def shuffle_clips(
     donor = dict(zip(order, np.roll(order, 1)))
     return [{**row, "video": rows[donor[i]]["video"], "audio": rows[donor[i]]["audio"]} for i, row in enumerate(rows)]
 
-# %% ../nbs/12_evaluate.ipynb #c017
+# %% ../nbs/12_evaluate.ipynb #c018
 def kept_lines(
     path,          # JSONL file of an earlier run
     settings,      # Those of this run
@@ -66,7 +66,7 @@ def kept_lines(
     done = len(lines) - 1
     return lines[:1 + (done if done >= n else done // batch_size * batch_size)]
 
-# %% ../nbs/12_evaluate.ipynb #c019
+# %% ../nbs/12_evaluate.ipynb #c020
 def _replies(model, processor, chats, seed, **how):
     "What the model answers to one batch of chats; sampling starts from `seed`"
     import torch
@@ -78,7 +78,7 @@ def _replies(model, processor, chats, seed, **how):
         out = model.generate(**inputs, suppress_tokens=getattr(processor, "placeholder_ids", None), **how)
     return processor.batch_decode(out[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
 
-# %% ../nbs/12_evaluate.ipynb #c020
+# %% ../nbs/12_evaluate.ipynb #c021
 @contextmanager
 def _evaluating(model):
     "The model in evaluation mode, afterwards as it was"
@@ -87,7 +87,7 @@ def _evaluating(model):
     try: yield
     finally: model.train(was_training)
 
-# %% ../nbs/12_evaluate.ipynb #c023
+# %% ../nbs/12_evaluate.ipynb #c024
 def _check_rows(dataset):
     "The rows of a data set, each with a name of its own"
     rows = list(dataset)
@@ -123,7 +123,7 @@ class _Log:
     def __exit__(self, *error):
         if self.file: self.file.close()
 
-# %% ../nbs/12_evaluate.ipynb #c025
+# %% ../nbs/12_evaluate.ipynb #c026
 MAX_NEW_TOKENS = {"answer": 64, "think": 384}
 
 
@@ -159,13 +159,13 @@ def predict(
             bar.update(len(batch))
     return pd.DataFrame(dict(name=[r["name"] for r in rows], reply=log.replies))
 
-# %% ../nbs/12_evaluate.ipynb #c033
+# %% ../nbs/12_evaluate.ipynb #c034
 def _scores(gold, pred, wheels):
     "The numbers of one system, and the interval of the first"
     s = ew_score(gold, pred, wheels=wheels)
     return dict(ew_f=s.f, ew_precision=s.precision, ew_recall=s.recall, mean_labels=s.mean_labels, ci95=list(ew_interval(gold, pred, wheels=wheels)))
 
-# %% ../nbs/12_evaluate.ipynb #c034
+# %% ../nbs/12_evaluate.ipynb #c035
 def score_predictions(
     gold,           # Mapping from name to labels
     replies,        # Mapping from name to what the model wrote
@@ -177,7 +177,7 @@ def score_predictions(
     scores = _scores(gold, {name: r.labels for name, r in parsed.items()}, wheels or load_wheels())
     return scores | dict(format_rate=float(np.mean([r.well_formed for r in parsed.values()])))
 
-# %% ../nbs/12_evaluate.ipynb #c041
+# %% ../nbs/12_evaluate.ipynb #c042
 def frequent_words(
     train_labels,  # One list of labels per clip
     wheels,        # From `load_wheels`
@@ -190,7 +190,7 @@ def frequent_words(
         if code.any() and n >= least * len(train_labels): first.setdefault(tuple(code), word)
     return list(first.values())
 
-# %% ../nbs/12_evaluate.ipynb #c042
+# %% ../nbs/12_evaluate.ipynb #c043
 def constant_baseline(
     train_labels,  # One list of labels per training clip
     gold,          # Mapping from name to labels: the test clips
@@ -206,7 +206,7 @@ def constant_baseline(
         best, answer = f[k], answer + [words.pop(k)]
     return dict(labels=answer, **_scores(gold, {name: answer for name in gold}, wheels))
 
-# %% ../nbs/12_evaluate.ipynb #c047
+# %% ../nbs/12_evaluate.ipynb #c048
 def frequency_baseline(
     train_labels,  # One list of labels per training clip
     gold,          # Mapping from name to labels: the test clips
@@ -221,11 +221,11 @@ def frequency_baseline(
     def draw(): return rng.choice(words, min(len(words), int(mean + rng.random())), replace=False, p=p).tolist()
     return _scores(gold, {name: draw() for name in gold}, wheels or load_wheels())
 
-# %% ../nbs/12_evaluate.ipynb #c051
+# %% ../nbs/12_evaluate.ipynb #c052
 _NAMES = dict(ew_f="EW F", low="95 % low", high="95 % high", ew_precision="precision", ew_recall="recall",
               mean_labels="words per answer", format_rate="format kept", ew_f_sampled="EW F, sampled")
 
-# %% ../nbs/12_evaluate.ipynb #c052
+# %% ../nbs/12_evaluate.ipynb #c053
 def summary_table(
     stages,          # Stage -> its scores, as `score_predictions` gives them and with what was added
     baselines=None,  # Baseline -> its scores
@@ -239,7 +239,7 @@ def summary_table(
     def say(k): return _NAMES.get(k, k.replace("ew_f_", "EW F, ").replace("_", " "))
     return table[order].rename(columns=say, index=lambda name: name.replace("_", " "))
 
-# %% ../nbs/12_evaluate.ipynb #c059
+# %% ../nbs/12_evaluate.ipynb #c060
 _AGPT, _NOTE = "AffectGPT, arXiv 2501.16566", "AffectGPT-R1, arXiv 2508.01318"
 _PUBLISHED = [  # system, OV-MERD+ F (%), mean of MER-UniBench's nine sets (%), source, certainty
     ("PandaGPT", 37.12, 52.92, _AGPT, "paper"),
@@ -257,12 +257,12 @@ _PUBLISHED = [  # system, OV-MERD+ F (%), mean of MER-UniBench's nine sets (%), 
     ("R1, mode not known", None, 79.48, _NOTE, "notes"),
 ]
 
-# %% ../nbs/12_evaluate.ipynb #c060
+# %% ../nbs/12_evaluate.ipynb #c061
 def published_scores()->pd.DataFrame:
     "Scores in percent that others have published, where they come from, and how sure they are"
     return pd.DataFrame(_PUBLISHED, columns=["system", "ov_merd_plus", "mer_unibench", "source", "certainty"])
 
-# %% ../nbs/12_evaluate.ipynb #c066
+# %% ../nbs/12_evaluate.ipynb #c067
 STAGES = ("cold_start", "grpo")
 STAGE_KEYS = ("ew_f", "ew_precision", "ew_recall", "mean_labels", "format_rate", "ci95", "ew_f_sampled")
 
@@ -276,7 +276,7 @@ def missing_keys(
     if not metrics["baselines"]: missing.append("baselines")
     return missing + ["seconds.total"] * ("total" not in metrics["seconds"])
 
-# %% ../nbs/12_evaluate.ipynb #c067
+# %% ../nbs/12_evaluate.ipynb #c068
 def write_metrics(
     run_dir,    # Folder of the run
     preset,     # Its name, as "toy"
