@@ -12,7 +12,7 @@ __all__ = ['PRIORS', 'EMOTIONS', 'FACE_LOOK', 'VOICE_LOOK', 'PARTS', 'LOOKS', 'M
 # %% ../nbs/06_toy.ipynb #c003
 import csv, io, json, math, multiprocessing, os, zlib
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 import numpy as np
 import soundfile as sf
@@ -37,8 +37,10 @@ class State:
     words:str="telling" # "telling", "small talk" or "sarcastic"
 
 # %% ../nbs/06_toy.ipynb #c009
-FACE_LOOK = dict(happy="smile", scared="startle", surprised="startle", sad="low", calm="low", angry="hostile", disgusted="hostile")
-VOICE_LOOK = dict(happy="lively", surprised="lively", angry="strained", scared="strained", sad="heavy", disgusted="heavy", calm="even")
+FACE_LOOK = dict(happy="smile", scared="startle", surprised="startle", sad="low", calm="low",
+                 angry="hostile", disgusted="hostile")
+VOICE_LOOK = dict(happy="lively", surprised="lively", angry="strained", scared="strained",
+                  sad="heavy", disgusted="heavy", calm="even")
 
 # %% ../nbs/06_toy.ipynb #c014
 def clip_rng(
@@ -56,19 +58,24 @@ def draw_state(
     p, s = rng.choice(EMOTIONS, 2, replace=False, p=list(PRIORS.values()))
     face, voice = rng.choice(["clear", "shared", "flat"], 2, p=[.22, .68, .10])
     words = rng.choice(["telling", "small talk", "sarcastic"], p=[.35, .61, .04])
-    return State(str(p), round(float(rng.uniform(.15, 1)), 3), str(s) if rng.random() < .35 else "", str(face), str(voice), str(words))
+    intensity = round(float(rng.uniform(.15, 1)), 3)
+    return State(str(p), intensity, str(s) if rng.random() < .35 else "", str(face), str(voice), str(words))
 
 # %% ../nbs/06_toy.ipynb #c018
-PARTS = ["raise_", "slant", "eyes", "curve", "open_", "width", "flush", "green", "pale", "tears", "nose", "drop", "tilt", "bob", "shake", "warm", "cold"]
+PARTS = ["raise_", "slant", "eyes", "curve", "open_", "width", "flush", "green", "pale",
+         "tears", "nose", "drop", "tilt", "bob", "shake", "warm", "cold"]
 LOOKS = dict(
     flat={}, smile=dict(curve=1, raise_=.3, eyes=-.35, width=.25, flush=.3, bob=.8, warm=.8, open_=.25),
     startle=dict(raise_=1, eyes=.8, open_=.55, drop=-.5, cold=.2),
     low=dict(eyes=-.7, drop=.9, raise_=-.1, tilt=.5, cold=.5),
     hostile=dict(slant=-1, raise_=-.6, eyes=-.25, curve=-.5, width=-.1, flush=.2, tilt=-.2))
 MARKS = dict(
-    happy=dict(open_=.3, flush=.2), sad=dict(curve=-1, slant=.8, tears=1, cold=.3), calm=dict(curve=.55, warm=.5, cold=-.3),
-    scared=dict(slant=.7, width=.45, open_=-.2, curve=-.5, pale=1, shake=1), surprised=dict(width=-.5, open_=.55, bob=.3, raise_=.3),
-    angry=dict(flush=.8, open_=.4, shake=.5, warm=.3), disgusted=dict(green=1, nose=1, open_=.1, width=-.3, tilt=.5))
+    happy=dict(open_=.3, flush=.2), sad=dict(curve=-1, slant=.8, tears=1, cold=.3),
+    calm=dict(curve=.55, warm=.5, cold=-.3),
+    scared=dict(slant=.7, width=.45, open_=-.2, curve=-.5, pale=1, shake=1),
+    surprised=dict(width=-.5, open_=.55, bob=.3, raise_=.3),
+    angry=dict(flush=.8, open_=.4, shake=.5, warm=.3),
+    disgusted=dict(green=1, nose=1, open_=.1, width=-.3, tilt=.5))
 
 # %% ../nbs/06_toy.ipynb #c019
 def _vector(d, parts):
@@ -107,8 +114,9 @@ HAIRS = np.array([(40,30,25), (90,55,30), (150,105,60), (60,60,70), (185,150,95)
 
 def _person(rng):
     "Who is seen: skin, hair, size and place"
-    return dict(skin=(SKINS[rng.integers(5)]*rng.uniform(.95, 1.05)).tolist(), hair=HAIRS[rng.integers(5)].tolist(), size=rng.uniform(.92, 1.06), x=rng.normal(0, 1.5),
-                y=rng.normal(0, 1.5), wall=rng.uniform(125, 175, 3).tolist(), shirt=rng.uniform(50, 170, 3).tolist(), phase=rng.uniform(0, 6.28))
+    return dict(skin=(SKINS[rng.integers(5)]*rng.uniform(.95, 1.05)).tolist(), hair=HAIRS[rng.integers(5)].tolist(),
+                size=rng.uniform(.92, 1.06), x=rng.normal(0, 1.5), y=rng.normal(0, 1.5),
+                wall=rng.uniform(125, 175, 3).tolist(), shirt=rng.uniform(50, 170, 3).tolist(), phase=rng.uniform(0, 6.28))
 
 def _clip(x, low, high): return min(max(x, low), high)
 
@@ -138,7 +146,8 @@ class _Pen:
 # %% ../nbs/06_toy.ipynb #c025
 def _draw_head(pen, p, who):
     "Hair, skin, cheeks"
-    skin = _mix(_mix(_mix(who["skin"], (225, 60, 45), .55*p["flush"]), (140, 175, 70), .6*p["green"]), (235, 240, 250), .6*p["pale"])
+    skin = _mix(who["skin"], (225, 60, 45), .55*p["flush"])
+    skin = _mix(_mix(skin, (140, 175, 70), .6*p["green"]), (235, 240, 250), .6*p["pale"])
     pen.oval(0, -6, 33, 37, who["hair"])
     pen.oval(0, 1, 29, 36, skin)
     for side in (-1, 1): pen.oval(side*18, 11, 6, 5, _mix(skin, (230, 70, 70), .25+.5*p["flush"]))
@@ -150,9 +159,11 @@ def _draw_eyes(pen, p, who, skin):
     for side in (-1, 1):
         pen.oval(side*12, -6, 7.5, opening, (250, 250, 250))
         pen.oval(side*12, -6, 3.2, min(opening, 3.4), (35, 30, 30))
-        pen.line([(side*5, -6-.3*opening), (side*9, -6-opening), (side*15, -6-opening), (side*19.5, -6-.2*opening)], _dark(skin, .45), 1)
+        lid = [(side*5, -6-.3*opening), (side*9, -6-opening), (side*15, -6-opening), (side*19.5, -6-.2*opening)]
+        pen.line(lid, _dark(skin, .45), 1)
         y = -18-4.5*p["raise_"]
-        pen.line([(side*4.5, y-5.5*p["slant"]), (side*12, y-1.5), (side*20, y+3*p["slant"]+1)], _dark(who["hair"], .6), 3)
+        brow = [(side*4.5, y-5.5*p["slant"]), (side*12, y-1.5), (side*20, y+3*p["slant"]+1)]
+        pen.line(brow, _dark(who["hair"], .6), 3)
         if p["tears"] > .3:
             for k in range(2): pen.oval(side*(13+k), 2+(p["time"]*14+k*9)%18, 2.2, 3.6, (120, 190, 255))
 
@@ -161,7 +172,8 @@ def _draw_mouth(pen, p, skin):
     pen.line([(0, -2), (-2.5, 7), (2, 8)], _dark(skin, .7), 1)
     if p["nose"] > .3:
         for k in (-1, 1): pen.line([(k*4, -3), (k*1, 1), (k*4, 4)], _dark(skin, .45), 2)
-    w, gap, curve = 12*_clip(1+p["width"], .4, 1.6), 9*_clip(p["open_"], 0, 1.3), 9*_clip(p["curve"], -1.3, 1.3)
+    w, gap = 12*_clip(1+p["width"], .4, 1.6), 9*_clip(p["open_"], 0, 1.3)
+    curve = 9*_clip(p["curve"], -1.3, 1.3)
     lips = [(w*x, 20+curve*(.5-x*x), 1-x*x) for x in (-1, -.8, -.6, -.4, -.2, 0, .2, .4, .6, .8, 1)]
     top, low = [(x, y-.4*gap*g) for x,y,g in lips], [(x, y+gap*g) for x,y,g in lips]
     pen.shape(top+low[::-1], (90, 20, 25))
@@ -206,12 +218,14 @@ VOICES = dict(
     heavy=dict(pitch=.68, play=.04, slope=-.12, rate=2.2, breath=.5, dull=2.0, smooth=.3, level=.3),
     even=dict(pitch=.95, play=.12, rate=2.8, breath=.02, dull=1.6, smooth=.85, level=.4))
 VOICE_MARKS = dict(
-    happy=dict(play=.2, rate=.8), surprised=dict(slope=.7, rate=-2, pitch=.2), angry=dict(harsh=5, pitch=-.3, level=.1),
-    scared=dict(tremor=.65, pitch=.5, breath=.3, harsh=-2), sad=dict(slope=-.3, tremor=.3, breath=.3), disgusted=dict(creak=.9, rate=.9, breath=-.4),
+    happy=dict(play=.2, rate=.8), surprised=dict(slope=.7, rate=-2, pitch=.2),
+    angry=dict(harsh=5, pitch=-.3, level=.1), scared=dict(tremor=.65, pitch=.5, breath=.3, harsh=-2),
+    sad=dict(slope=-.3, tremor=.3, breath=.3), disgusted=dict(creak=.9, rate=.9, breath=-.4),
     calm={})
 
 # %% ../nbs/06_toy.ipynb #c032
-VOWELS = [((750, 1150, 2500), (90, 110, 160)), ((320, 2100, 2900), (60, 120, 180)), ((480, 900, 2400), (70, 100, 150))]   # a, i, o
+VOWELS = [((750, 1150, 2500), (90, 110, 160)), ((320, 2100, 2900), (60, 120, 180)),
+          ((480, 900, 2400), (70, 100, 150))]           # a, i, o: three resonances and their widths
 
 def _syllables(p, n, rng, sr):
     "For every sample its syllable's number, and the loudness within it"
@@ -250,7 +264,8 @@ def voice_numbers(
     p = _blend(emotion or state.primary, state.voice, VOICE_LOOK, VOICE_MARKS, VOICES, VOICE_PARTS)
     flat, amp = _vector(VOICE_FLAT, VOICE_PARTS), .6+.4*state.intensity
     p = flat + amp*(p-flat)
-    return dict(zip(VOICE_PARTS, np.where(np.array(VOICE_PARTS) == "slope", p, np.maximum(p*rng.normal(1, noise, len(p)), 0))))
+    noisy = np.maximum(p*rng.normal(1, noise, len(p)), 0)
+    return dict(zip(VOICE_PARTS, np.where(np.array(VOICE_PARTS) == "slope", p, noisy)))
 
 def synth_part(
     p:dict,  # The voice's numbers
@@ -290,17 +305,51 @@ def synth_voice(
 
 # %% ../nbs/06_toy.ipynb #c038
 LINES = dict(
-    happy=["I got the job!|我得到那份工作了!", "This is the best day ever!|今天是最棒的一天!", "We won, we really won!|我们赢了,真的赢了!", "I love this song so much.|我太喜欢这首歌了。", "You made my day, thank you!|你让我好开心,谢谢!"],
-    sad=["He is gone and I miss him.|他走了,我很想他。", "I lost everything.|我失去了一切。", "Nobody came to see me.|没有人来看我。", "It will never be the same again.|再也回不去了。", "I cannot stop crying.|我止不住眼泪。"],
-    angry=["How dare you do this to me!|你怎么敢这样对我!", "Get out of my house now!|马上从我家滚出去!", "You lied to me again!|你又骗了我!", "I have had enough of this!|我受够了!", "Do not touch my things!|别碰我的东西!"],
-    scared=["Someone is in the house.|房子里有人。", "Please do not leave me here alone.|请别把我一个人留在这里。", "I heard something behind the door.|我听到门后有声音。", "We are going to die!|我们要死了!", "What if they find us?|要是他们找到我们怎么办?"],
-    surprised=["Wait, you are here already?|等等,你已经到了?", "I did not expect that at all!|我完全没想到!", "Is that really you?|真的是你吗?", "No way, where did it come from?|不会吧,这是从哪来的?", "You are getting married?|你要结婚了?"],
-    disgusted=["There is a worm in my soup.|我的汤里有虫子。", "That smells rotten.|那个闻起来都烂了。", "Take that filthy thing away.|把那脏东西拿走。", "I am not going to eat this.|我才不吃这个。", "It makes me sick to look at it.|看着就恶心。"],
-    calm=["Let us sit here for a while.|我们在这儿坐一会儿吧。", "Everything is in order.|一切都安排好了。", "Take your time, there is no hurry.|慢慢来,不着急。", "The sea is quiet this evening.|今晚的海很平静。", "It is all right, just breathe.|没事的,深呼吸。"])
-SMALL_TALK = ["The train leaves at nine.|火车九点开。", "He lives on the second floor.|他住在二楼。", "I put the keys on the table.|我把钥匙放在桌上了。", "She called this morning.|她今天早上打过电话。",
-    "We need milk and bread.|我们要买牛奶和面包。", "It is on the left side.|在左边。", "They moved here last year.|他们去年搬来的。", "I will tell him later.|我晚点告诉他。", "The shop opens on Monday.|商店星期一开门。",
-    "That is what she said.|她就是这么说的。", "I have to go now.|我得走了。", "There are two of them.|有两个。"]
-SARCASM = ["Oh great, just what I needed.|太好了,我正需要这个呢。", "Wonderful, thank you very much.|真棒,太谢谢你了。", "What a lovely day this is.|今天可真美好啊。"]
+    happy=["I got the job!|我得到那份工作了!",
+           "This is the best day ever!|今天是最棒的一天!",
+           "We won, we really won!|我们赢了,真的赢了!",
+           "I love this song so much.|我太喜欢这首歌了。",
+           "You made my day, thank you!|你让我好开心,谢谢!"],
+    sad=["He is gone and I miss him.|他走了,我很想他。",
+         "I lost everything.|我失去了一切。",
+         "Nobody came to see me.|没有人来看我。",
+         "It will never be the same again.|再也回不去了。",
+         "I cannot stop crying.|我止不住眼泪。"],
+    angry=["How dare you do this to me!|你怎么敢这样对我!",
+           "Get out of my house now!|马上从我家滚出去!",
+           "You lied to me again!|你又骗了我!",
+           "I have had enough of this!|我受够了!",
+           "Do not touch my things!|别碰我的东西!"],
+    scared=["Someone is in the house.|房子里有人。",
+            "Please do not leave me here alone.|请别把我一个人留在这里。",
+            "I heard something behind the door.|我听到门后有声音。",
+            "We are going to die!|我们要死了!",
+            "What if they find us?|要是他们找到我们怎么办?"],
+    surprised=["Wait, you are here already?|等等,你已经到了?",
+               "I did not expect that at all!|我完全没想到!",
+               "Is that really you?|真的是你吗?",
+               "No way, where did it come from?|不会吧,这是从哪来的?",
+               "You are getting married?|你要结婚了?"],
+    disgusted=["There is a worm in my soup.|我的汤里有虫子。",
+               "That smells rotten.|那个闻起来都烂了。",
+               "Take that filthy thing away.|把那脏东西拿走。",
+               "I am not going to eat this.|我才不吃这个。",
+               "It makes me sick to look at it.|看着就恶心。"],
+    calm=["Let us sit here for a while.|我们在这儿坐一会儿吧。",
+          "Everything is in order.|一切都安排好了。",
+          "Take your time, there is no hurry.|慢慢来,不着急。",
+          "The sea is quiet this evening.|今晚的海很平静。",
+          "It is all right, just breathe.|没事的,深呼吸。"])
+SMALL_TALK = [
+    "The train leaves at nine.|火车九点开。", "He lives on the second floor.|他住在二楼。",
+    "I put the keys on the table.|我把钥匙放在桌上了。", "She called this morning.|她今天早上打过电话。",
+    "We need milk and bread.|我们要买牛奶和面包。", "It is on the left side.|在左边。",
+    "They moved here last year.|他们去年搬来的。", "I will tell him later.|我晚点告诉他。",
+    "The shop opens on Monday.|商店星期一开门。", "That is what she said.|她就是这么说的。",
+    "I have to go now.|我得走了。", "There are two of them.|有两个。"]
+SARCASM = [
+    "Oh great, just what I needed.|太好了,我正需要这个呢。", "Wonderful, thank you very much.|真棒,太谢谢你了。",
+    "What a lovely day this is.|今天可真美好啊。"]
 
 # %% ../nbs/06_toy.ipynb #c039
 def draw_words(
@@ -314,16 +363,18 @@ def draw_words(
 
 # %% ../nbs/06_toy.ipynb #c042
 WORDS = dict(
-    happy=["content pleased glad satisfied", "happy cheerful joyful amused proud", "delighted excited thrilled elated ecstatic"],
-    sad=["disappointed gloomy lonely down", "sad unhappy hurt sorrowful tearful", "miserable depressed heartbroken despairing hopeless"],
+    happy=["content pleased glad satisfied", "happy cheerful joyful amused proud",
+           "delighted excited thrilled elated ecstatic"],
+    sad=["disappointed gloomy lonely down", "sad unhappy hurt sorrowful tearful",
+         "miserable depressed heartbroken despairing hopeless"],
     angry=["annoyed irritated frustrated bothered", "angry mad resentful indignant", "furious enraged outraged hostile"],
     scared=["nervous worried uneasy anxious tense", "scared afraid fearful frightened", "terrified panicked horrified"],
     surprised=["confused puzzled bewildered", "surprised startled amazed", "astonished shocked stunned astounded"],
     disgusted=["averse disapproving dislike", "disgusted repelled contemptuous disdainful", "revolted nauseated loathing"],
     calm=["quiet composed comfortable", "calm relaxed peaceful mellow", "serene tranquil soothed"])
 WORDS = {e: [b.split() for b in bands] for e,bands in WORDS.items()}
-ASSOCIATED = dict(happy="surprised trusting", sad="worried ashamed", angry="hurt disgusted", scared="surprised sad", surprised="curious worried", disgusted="annoyed uncomfortable",
-    calm="trusting thoughtful")
+ASSOCIATED = dict(happy="surprised trusting", sad="worried ashamed", angry="hurt disgusted",
+    scared="surprised sad", surprised="curious worried", disgusted="annoyed uncomfortable", calm="trusting thoughtful")
 
 # %% ../nbs/06_toy.ipynb #c043
 def _band(intensity): return min(2, int(intensity*3))
@@ -349,16 +400,23 @@ def human_labels(
 
 # %% ../nbs/06_toy.ipynb #c048
 FACE_CLUES = dict(
-    flat=["The face shows little."], smile=["The mouth smiles and the cheeks are lifted.", "There is a broad smile."],
-    startle=["The eyes are wide and the brows are raised.", "The eyes are wide open."], low=["The head is lowered and the eyes are half closed.", "The eyes are half closed."],
+    flat=["The face shows little."],
+    smile=["The mouth smiles and the cheeks are lifted.", "There is a broad smile."],
+    startle=["The eyes are wide and the brows are raised.", "The eyes are wide open."],
+    low=["The head is lowered and the eyes are half closed.", "The eyes are half closed."],
     hostile=["The brows are lowered and the mouth is tight.", "The brows are lowered."])
-FACE_MARK_CLUES = dict(happy="There is a broad smile.", sad="There are tears and the mouth turns down.", calm="The eyes are half closed and there is a faint smile.",
-    scared="The face is pale and the eyes are wide.", surprised="The eyes are wide and the mouth is round.", angry="The face is red and the brows are lowered.",
+FACE_MARK_CLUES = dict(
+    happy="There is a broad smile.", sad="There are tears and the mouth turns down.",
+    calm="The eyes are half closed and there is a faint smile.", scared="The face is pale and the eyes are wide.",
+    surprised="The eyes are wide and the mouth is round.", angry="The face is red and the brows are lowered.",
     disgusted="The nose is wrinkled and the face is green.")
-VOICE_CLUES = dict(flat=["The voice is flat."], lively=["The voice is high and lively."], strained=["The voice is fast and strained."], heavy=["The voice is slow and low."],
-    even=["The voice is even and soft."])
-VOICE_MARK_CLUES = dict(happy="The voice is high and bouncing.", sad="The voice is slow and breathy.", calm="The voice is even and soft.", scared="The voice is high and trembling.",
-    surprised="The voice is high and rises.", angry="The voice is loud and harsh.", disgusted="The voice is slow and creaks.")
+VOICE_CLUES = dict(
+    flat=["The voice is flat."], lively=["The voice is high and lively."], strained=["The voice is fast and strained."],
+    heavy=["The voice is slow and low."], even=["The voice is even and soft."])
+VOICE_MARK_CLUES = dict(
+    happy="The voice is high and bouncing.", sad="The voice is slow and breathy.", calm="The voice is even and soft.",
+    scared="The voice is high and trembling.", surprised="The voice is high and rises.",
+    angry="The voice is loud and harsh.", disgusted="The voice is slow and creaks.")
 
 # %% ../nbs/06_toy.ipynb #c049
 def _clue(emotion, shown, look, shared, marked, rng, wrong=.1):
@@ -370,10 +428,13 @@ def _clue(emotion, shown, look, shared, marked, rng, wrong=.1):
 def _words_clue(state, rng, wrong=.1):
     "A sentence on the words"
     if state.words == "small talk": return "The words say little."
-    heard = "happy" if state.words == "sarcastic" else str(rng.choice(EMOTIONS)) if rng.random() < wrong else state.primary
-    return f"The words sound {heard}."
+    if state.words == "sarcastic": return "The words sound happy."
+    return f"The words sound {str(rng.choice(EMOTIONS)) if rng.random() < wrong else state.primary}."
 
-def _twins(e): return [o for o in EMOTIONS if o != e and (FACE_LOOK[o] == FACE_LOOK[e] or VOICE_LOOK[o] == VOICE_LOOK[e])]
+def _misread(e, rng):
+    "Another emotion: in six of ten cases one that shares a look with `e`, where there is one"
+    twins = [o for o in EMOTIONS if o != e and (FACE_LOOK[o] == FACE_LOOK[e] or VOICE_LOOK[o] == VOICE_LOOK[e])]
+    return str(rng.choice(twins if twins and rng.random() < .6 else [o for o in EMOTIONS if o != e]))
 
 # %% ../nbs/06_toy.ipynb #c050
 def describe(
@@ -382,19 +443,20 @@ def describe(
     wrong:float=.1, # Share of clues that are wrong
 )->str:
     "A description that names the clues in face, voice and words"
-    return " ".join([_clue(state.primary, state.face, FACE_LOOK, FACE_CLUES, FACE_MARK_CLUES, rng, wrong),
-                     _clue(state.primary, state.voice, VOICE_LOOK, VOICE_CLUES, VOICE_MARK_CLUES, rng, wrong), _words_clue(state, rng, wrong)])
+    face = _clue(state.primary, state.face, FACE_LOOK, FACE_CLUES, FACE_MARK_CLUES, rng, wrong)
+    voice = _clue(state.primary, state.voice, VOICE_LOOK, VOICE_CLUES, VOICE_MARK_CLUES, rng, wrong)
+    return f"{face} {voice} {_words_clue(state, rng, wrong)}"
 
 def caption_labels(
     state:State, # What the clip means
     rng,         # A numpy generator
 )->list:         # 1 to 5 words
     "What the automatic captioner calls the clip"
-    primary = state.primary
-    if rng.random() < .22: primary = str(rng.choice(_twins(primary) if _twins(primary) and rng.random() < .6 else [e for e in EMOTIONS if e != primary]))
+    primary = _misread(state.primary, rng) if rng.random() < .22 else state.primary
     k = int(rng.choice(5, p=[.2, .3, .28, .14, .08]))+1
     second = state.secondary if rng.random() < .5 else ""
-    words = _synonyms(primary, float(np.clip(state.intensity+rng.normal(0, .25), .05, 1)), max(1, k-bool(second)), rng)
+    intensity = float(np.clip(state.intensity+rng.normal(0, .25), .05, 1))
+    words = _synonyms(primary, intensity, max(1, k-bool(second)), rng)
     if second and second != primary: words += _synonyms(second, .3, 1, rng)
     if rng.random() < .25: words += _synonyms(str(rng.choice(EMOTIONS)), .5, 1, rng)
     return list(dict.fromkeys(words))[:5]
@@ -445,15 +507,19 @@ def _write_csv(path, header, rows):
 def _write_tables(root, names, seed):
     "Subtitles, tracks and oracle of the clips `names` (split -> names)"
     states = {n: draw_state(clip_rng(seed, n, "state")) for ns in names.values() for n in ns}
-    _write_csv(root/"subtitle_chieng.csv", ["name", "chinese", "english"], [[n, *draw_words(s, clip_rng(seed, n, "words"))] for n,s in states.items()])
+    lines = [[n, *draw_words(s, clip_rng(seed, n, "words"))] for n,s in states.items()]
+    _write_csv(root/"subtitle_chieng.csv", ["name", "chinese", "english"], lines)
     for split,ns in names.items():
         label = caption_labels if split == "caption" else human_labels
-        _write_csv(root/TRACKS[split], ["name", "openset"], [[n, str(label(states[n], clip_rng(seed, n, "labels")))] for n in ns])
+        cells = [[n, str(label(states[n], clip_rng(seed, n, "labels")))] for n in ns]
+        _write_csv(root/TRACKS[split], ["name", "openset"], cells)
     for split,file in REASONS.items():
         wrong = .1 if split == "caption" else 0
-        _write_csv(root/file, ["name", "reason"], [[n, describe(states[n], clip_rng(seed, n, "reason"), wrong)] for n in names[split]])
-    _write_csv(root/"oracle.csv", ["name", "split", "primary", "intensity", "secondary", "face", "voice", "words"],
-               [[n, split, s.primary, s.intensity, s.secondary, s.face, s.voice, s.words] for split,ns in names.items() for n in ns for s in [states[n]]])
+        cells = [[n, describe(states[n], clip_rng(seed, n, "reason"), wrong)] for n in names[split]]
+        _write_csv(root/file, ["name", "reason"], cells)
+    split_of = {n: split for split,ns in names.items() for n in ns}
+    rows = [[n, split_of[n], *astuple(s)] for n,s in states.items()]
+    _write_csv(root/"oracle.csv", ["name", "split", *(f.name for f in fields(State))], rows)
 
 # %% ../nbs/06_toy.ipynb #c062
 TOY_SIZES = dict(toy=dict(caption=1000, human=320, test=320), smoke=dict(caption=96, human=48, test=32))
@@ -465,14 +531,15 @@ def _claim(root, card):
     if file.exists():
         found = json.loads(file.read_text())
         differ = [f"{k} {found.get(k)!r} instead of {card[k]!r}" for k in card if found.get(k) != card[k]]
-        if differ: raise ValueError(f"{root} holds another corpus ({', '.join(differ)}): delete the folder or choose another")
+        if differ: raise ValueError(f"{root} holds another corpus ({', '.join(differ)}): delete it or choose another folder")
     elif any(root.iterdir()): raise ValueError(f"{root} is not empty and holds no toy corpus: choose another folder")
     else: _replace(file, lambda p: p.write_text(json.dumps(card, indent=2)+"\n"))
 
 # %% ../nbs/06_toy.ipynb #c064
 def _make_clips(jobs, workers, progress):
     "Make every clip of `jobs`, in `workers` processes"
-    todo = [j for j in jobs if not all((Path(j[0])/d/f"{j[2]}.{x}").exists() for d,x in (("video", "mp4"), ("audio", "wav")))]
+    done = lambda root, name: (Path(root)/f"video/{name}.mp4").exists() and (Path(root)/f"audio/{name}.wav").exists()
+    todo = [j for j in jobs if not done(j[0], j[2])]
     bar = tqdm(total=len(jobs), initial=len(jobs)-len(todo), desc="toy clips", disable=not progress)
     workers = workers or min(_cores(), 1+len(todo)//64)         # a process takes a second to start
     with bar:
@@ -494,7 +561,8 @@ def make_toy_corpus(
     if preset not in TOY_SIZES: raise ValueError(f"preset {preset!r} is unknown, take one of {', '.join(TOY_SIZES)}")
     root, sizes = Path(root), TOY_SIZES[preset]
     root.mkdir(parents=True, exist_ok=True)
-    _claim(root, dict(made_by="affectgpt_r1.toy", note="generated: no recording of people", recipe=RECIPE, preset=preset, seed=seed, sizes=sizes))
+    note = "generated: no recording of people"
+    _claim(root, dict(made_by="affectgpt_r1.toy", note=note, recipe=RECIPE, preset=preset, seed=seed, sizes=sizes))
     for d in ("video", "audio"): (root/d).mkdir(exist_ok=True)
     names = {split: [f"{PREFIX[split]}_{i:05d}" for i in range(n)] for split,n in sizes.items()}
     _write_tables(root, names, seed)
