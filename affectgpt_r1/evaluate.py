@@ -216,6 +216,7 @@ def frequency_baseline(
     "Answers drawn from the label frequencies of the training split, scored on the test clips"
     train, rng = [parse_labels(x, strict=True) for x in train_labels], np.random.default_rng(seed)
     counts = Counter(chain.from_iterable(train))
+    if not counts: raise ValueError("there are no training labels to draw from")
     words, p = list(counts), np.array(list(counts.values())) / counts.total()
     mean = counts.total() / len(train)
     def draw(): return rng.choice(words, min(len(words), int(mean + rng.random())), replace=False, p=p).tolist()

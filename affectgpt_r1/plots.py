@@ -43,7 +43,7 @@ PANELS = (  # key in trl's log, title, axis, limits
     ("rewards/accuracy/mean", "Accuracy reward", "mean of the samples", (0, 1.02)),
     ("rewards/format/mean", "Format reward", "share of the samples", (0, 1.02)),
     ("completions/mean_length", "Length", "tokens per answer", (0, None)),
-    ("frac_reward_zero_std", "Groups that teach nothing", "share with equal rewards", (0, 1.02)),
+    ("frac_reward_zero_std", "Groups that teach nothing", "share with equal rewards", (-.02, 1.02)),
     ("entropy", "Entropy", "nats per token", (0, None)),
 )
 

@@ -102,6 +102,23 @@ def test_seeds_and_settings(model, tmp_path):
     with pytest.raises(ValueError, match="mode"): run(model, mode="thought")
 
 
+def test_with_our_model(tmp_path):
+    "The real model and processor: the prompt that is made by default, features per clip, and media that matter"
+    torch, ours = pytest.importorskip("torch"), pytest.importorskip("affectgpt_r1.model")
+    model, processor = ours.make_toy_model(["<answer>happy, sad</answer> Watch the face, listen to the voice"], seed=0)
+    def features(clip):
+        rng = torch.Generator().manual_seed(int(clip["video"].split(".")[0]))
+        return {f"{k}_features": 3 * torch.randn(8, n, generator=rng) for k, n in
+                (("video", model.config.vision_config.projection_dim), ("audio", model.config.audio_config.hidden_size))}
+    processor.features = features
+    how = dict(batch_size=8, max_new_tokens=6)
+    plain = predict(model, processor, rows, out=tmp_path / "a.jsonl", **how)
+    assert plain.equals(predict(model, processor, rows, **how))
+    assert not plain.equals(predict(model, processor, rows, shuffle_media=True, **how))
+    assert not any(x in t for t in plain["reply"] for x in ("<|im_end|>", "<|pad|>", "<video>", "assistant", "Subtitle"))
+    assert set(predict(model, processor, rows[:2], mode="think", **how)["name"]) == {"c0", "c1"}
+
+
 def test_constant_baseline_finds_the_best_answer():
     "Greedy search equals the search of all lists, where these are few enough to try"
     words = ["happy", "sad", "angry", "worried", "surprised"]

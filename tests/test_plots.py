@@ -99,7 +99,7 @@ def test_values_are_those_given():
     axes, _ = drawn("training_curves")
     for ax, (key, *_) in zip(axes, PANELS):
         assert list(ax.lines[0].get_ydata()) == [r[key] for r in log]
-        assert ax.get_ylim()[0] == 0 and ax.get_ylim()[1] >= max(r[key] for r in log)
+        assert ax.get_ylim()[0] <= 0 and ax.get_ylim()[1] >= max(r[key] for r in log)
     (ax,), _ = drawn("words_per_answer")
     assert [[b.get_height() for b in bars if b.get_height()] for bars in ax.containers] == [[.5, .5], [.5, .5], [1.]]
 
