@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'TRACKS', 'load_mer2025', 'check_media', 'read_npz']
 
-# %% ../nbs/05_data.ipynb #c002
+# %% ../nbs/05_data.ipynb #c003
 import io, pickle, zipfile
 from pathlib import Path
 import datasets
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .labels import parse_labels
 from .media import _existing, _first_frame
 
-# %% ../nbs/05_data.ipynb #c005
+# %% ../nbs/05_data.ipynb #c006
 COLUMNS = dict(
     name="name of the clip, unique in its track",
     video="absolute path of the video file",
@@ -26,13 +26,13 @@ COLUMNS = dict(
     description="a text on the clues behind the labels; empty where the track has none",
     split="the track it came from")
 
-# %% ../nbs/05_data.ipynb #c009
+# %% ../nbs/05_data.ipynb #c010
 TRACKS = dict(
     caption=("track2_train_mercaptionplus.csv", "track3_train_mercaptionplus.csv"),
     human=("track2_train_human.csv", None),
     ovmerd=("track2_train_ovmerd.csv", "track3_train_ovmerd.csv"))
 
-# %% ../nbs/05_data.ipynb #c010
+# %% ../nbs/05_data.ipynb #c011
 def _some(xs, n=10):
     "The first `n` of `xs`, and how many more"
     xs = [str(x) for x in xs]
@@ -53,7 +53,7 @@ def _read_csv(root, file, columns, problems):
     if len(twice): return problems.append(f"{file}: more than one row for clip {_some(twice)}")
     return df.set_index("name")[columns].astype(object).where(lambda d: d.notna(), "")
 
-# %% ../nbs/05_data.ipynb #c011
+# %% ../nbs/05_data.ipynb #c012
 def _media(root, folder, ext, names, problems):
     "Paths of the files of `names`; the absent ones go into `problems`"
     here = {p.name for p in (root/folder).iterdir()} if (root/folder).is_dir() else None
@@ -70,7 +70,7 @@ def _rows(root, file, table, column, names, problems):
     if absent: problems.append(f"{file}: no row for clip {_some(absent)}")
     return table[column].reindex(names, fill_value="").tolist()
 
-# %% ../nbs/05_data.ipynb #c013
+# %% ../nbs/05_data.ipynb #c014
 def load_mer2025(
     root,      # The folder that holds `video`, `audio` and the csv files
     track:str, # "caption", "human" or "ovmerd"
@@ -91,7 +91,7 @@ def load_mer2025(
     _fail(root, problems)
     return datasets.Dataset.from_dict(columns, features=_features())
 
-# %% ../nbs/05_data.ipynb #c014
+# %% ../nbs/05_data.ipynb #c015
 def _labels(cell):
     "The words of an `openset` cell by the authors' rules; none means neutral"
     return parse_labels(cell, strict=True) or ["neutral"]
@@ -101,7 +101,7 @@ def _features():
     text = datasets.Value("string")
     return datasets.Features({c: datasets.List(text) if c == "labels" else text for c in COLUMNS})
 
-# %% ../nbs/05_data.ipynb #c022
+# %% ../nbs/05_data.ipynb #c023
 def _audio_length(path):
     "Samples in `path`, or an error that says why there are none"
     try: n = sf.info(str(_existing(path))).frames
@@ -115,7 +115,7 @@ def _fault(row):
         try: check(row[column])
         except (ValueError, OSError) as e: yield f"clip {row['name']}: {e}"
 
-# %% ../nbs/05_data.ipynb #c023
+# %% ../nbs/05_data.ipynb #c024
 def check_media(
     dataset, # Rows with `name`, `video` and `audio`
     progress:bool=True, # Show a progress bar
@@ -126,7 +126,7 @@ def check_media(
     more = f"\n- and {len(faults)-10} more" if len(faults) > 10 else ""
     if faults: raise ValueError(f"{len(faults)} files cannot be used: repair them, or drop their clips\n" + "\n".join(f"- {f}" for f in faults[:10]) + more)
 
-# %% ../nbs/05_data.ipynb #c028
+# %% ../nbs/05_data.ipynb #c029
 def _plain_dtype(*args):
     "A dtype without fields, which a pickle cannot bend"
     d = np.dtype(*args)
@@ -144,7 +144,7 @@ class _SafeUnpickler(pickle.Unpickler):
         if (module, name) in known: return known[module, name]
         raise pickle.UnpicklingError(f"holds a pickled {module}.{name}, which is neither one of numpy's own types nor a plain container")
 
-# %% ../nbs/05_data.ipynb #c029
+# %% ../nbs/05_data.ipynb #c030
 def _read_npy(f):
     "The array in an open npy file; objects go through the safe unpickler"
     version = np.lib.format.read_magic(f)
@@ -155,7 +155,7 @@ def _read_npy(f):
         return np.lib.format.read_array(f, allow_pickle=False)
     return np.asarray(_SafeUnpickler(f).load(), dtype=object).reshape(shape, order="F" if fortran else "C")
 
-# %% ../nbs/05_data.ipynb #c030
+# %% ../nbs/05_data.ipynb #c031
 def read_npz(
     path,   # An npz file
 )->dict:    # Its arrays by name; an array of no dimension is given as the object it holds

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['frame_indices', 'piece_starts', 'read_video', 'read_waveform', 'read_audio']
 
-# %% ../nbs/04_media.ipynb #c002
+# %% ../nbs/04_media.ipynb #c003
 from pathlib import Path
 import av
 import numpy as np
 import soundfile as sf
 from av.video.reformatter import VideoReformatter
 
-# %% ../nbs/04_media.ipynb #c005
+# %% ../nbs/04_media.ipynb #c006
 def frame_indices(
     n_frames:int, # Frames in the clip
     n:int=8,      # Frames wanted
@@ -22,7 +22,7 @@ def frame_indices(
     k = np.arange(n)
     return np.minimum(k, n_frames-1) if n_frames < n else k*n_frames//n
 
-# %% ../nbs/04_media.ipynb #c010
+# %% ../nbs/04_media.ipynb #c011
 def piece_starts(
     duration:float,    # Seconds of sound
     n:int=8,           # Pieces wanted
@@ -31,7 +31,7 @@ def piece_starts(
     "Start of each piece: k (D - seconds) / n; all zero where the sound is shorter than a piece"
     return np.arange(n) * max(duration-seconds, 0) / n
 
-# %% ../nbs/04_media.ipynb #c016
+# %% ../nbs/04_media.ipynb #c017
 def _existing(path):
     "`path` as a `Path`, or an error that names it"
     path = Path(path)
@@ -57,7 +57,7 @@ def _decode(path, wanted):
             if i in wanted: kept[i] = convert.reformat(f, format="rgb24").to_ndarray()
     return kept, i+1
 
-# %% ../nbs/04_media.ipynb #c017
+# %% ../nbs/04_media.ipynb #c018
 def read_video(
     path,      # A video file
     n:int=8,   # Frames wanted
@@ -72,7 +72,7 @@ def read_video(
     if not seen: raise ValueError(f"{path}: has no video frames")
     return np.stack([kept[i] for i in frame_indices(seen, n)])
 
-# %% ../nbs/04_media.ipynb #c018
+# %% ../nbs/04_media.ipynb #c019
 def _first_frame(path):
     "The first frame of `path`, or an error that says why there is none"
     path = _existing(path)
@@ -82,7 +82,7 @@ def _first_frame(path):
     if frame is None: raise ValueError(f"{path}: has no video frames")
     return frame
 
-# %% ../nbs/04_media.ipynb #c020
+# %% ../nbs/04_media.ipynb #c021
 def _write_video(path, frames, fps=10, crf=20):
     "Write uint8 `frames` [n, h, w, 3] as H.264, always with the same bytes"
     import cv2
@@ -93,7 +93,7 @@ def _write_video(path, frames, fps=10, crf=20):
         for f in frames: box.mux(s.encode(av.VideoFrame.from_ndarray(cv2.cvtColor(f, cv2.COLOR_RGB2YUV_I420), format="yuv420p")))
         box.mux(s.encode())
 
-# %% ../nbs/04_media.ipynb #c031
+# %% ../nbs/04_media.ipynb #c032
 def _resample(
     wave, # float32 [samples]
     src,  # Its rate
@@ -107,7 +107,7 @@ def _resample(
     n = max(1, round(len(wave)*rate/src))
     return np.pad(out[:n], (0, max(0, n-len(out))))
 
-# %% ../nbs/04_media.ipynb #c032
+# %% ../nbs/04_media.ipynb #c033
 def read_waveform(
     path,           # A sound file
     rate:int=16000, # Samples per second wanted
@@ -120,7 +120,7 @@ def read_waveform(
     wave = wave.mean(1)
     return wave if src == rate else np.clip(_resample(wave, src, rate), -1, 1)
 
-# %% ../nbs/04_media.ipynb #c037
+# %% ../nbs/04_media.ipynb #c038
 def read_audio(
     path,              # A sound file
     n:int=8,           # Pieces wanted
