@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['wheel_clusters', 'EmotionWheels', 'load_wheels']
 
-# %% ../nbs/02_wheels.ipynb #c002
+# %% ../nbs/02_wheels.ipynb #c003
 import csv
 import hashlib
 import io
@@ -22,7 +22,7 @@ import pandas as pd
 
 from .labels import _short, _strings, parse_labels
 
-# %% ../nbs/02_wheels.ipynb #c005
+# %% ../nbs/02_wheels.ipynb #c006
 def _table(name):
     "Lines of a built-in table, joined where they continue, without comments"
     text = resources.files("affectgpt_r1").joinpath("tables", name).read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def _table(name):
 
 def _words(text): return [w for part in text.split(",") if (w := part.strip())]
 
-# %% ../nbs/02_wheels.ipynb #c006
+# %% ../nbs/02_wheels.ipynb #c007
 def _read_wheel(lines):
     "The tree {level 1: {level 2: [level 3]}} in `lines`"
     tree = {}
@@ -42,7 +42,7 @@ def _read_wheel(lines):
             inner.setdefault(word.strip(), []).extend(_words(leaves))
     return tree
 
-# %% ../nbs/02_wheels.ipynb #c009
+# %% ../nbs/02_wheels.ipynb #c010
 def wheel_clusters(
     tree:dict,  # {level 1: {level 2: [level 3]}}
 )->tuple[dict, dict]:
@@ -54,7 +54,7 @@ def wheel_clusters(
             for word in (b, *leaves): one[word], two[word] = a, b
     return one, two
 
-# %% ../nbs/02_wheels.ipynb #c012
+# %% ../nbs/02_wheels.ipynb #c013
 class _Rows(dict):
     "Form -> row of the compiled tables. Other spellings of a form are looked up once and remembered; an unknown word is row 0"
     limit = 1_000_000   # a bound on memory: random text should not grow the table for ever
@@ -64,7 +64,7 @@ class _Rows(dict):
         if len(self) < self.limit: self[label] = row
         return row
 
-# %% ../nbs/02_wheels.ipynb #c013
+# %% ../nbs/02_wheels.ipynb #c014
 def _first_choices(names_of, words_of, clusters, alphabetical):
     "For each form the number of its cluster on each wheel, at both levels, -1 for none: two arrays [forms + 1, wheels]"
     on_wheels = sorted(set().union(*(one for one, _ in clusters)))   # numbered by the alphabet, so that sorting numbers sorts words
@@ -85,7 +85,7 @@ def _first_choices(names_of, words_of, clusters, alphabetical):
         tables.append(np.vstack([np.full(len(clusters), -1, np.int16), table[group]]))
     return tables, sectors
 
-# %% ../nbs/02_wheels.ipynb #c014
+# %% ../nbs/02_wheels.ipynb #c015
 def _pack(table, n_bits):
     "Cluster numbers (-1: none) as bit masks, in the smallest integers that hold `n_bits`, padded to whole 64-bit words"
     if n_bits > 64: raise ValueError(f"a wheel has {n_bits} clusters at one level; 64 is the most that can be compiled")
@@ -95,7 +95,7 @@ def _pack(table, n_bits):
     masks[:, :table.shape[1]] = np.where(table < 0, 0, np.left_shift(np.uint64(1), np.maximum(table, 0).astype(np.uint64)))
     return masks
 
-# %% ../nbs/02_wheels.ipynb #c016
+# %% ../nbs/02_wheels.ipynb #c017
 class EmotionWheels:
     "Emotion wheels, compiled once to integer lookups"
     def __init__(self,
@@ -182,7 +182,7 @@ class EmotionWheels:
         df = pd.DataFrame({w: [self.cluster(x, w, level) for x in words] for w in self.names}, index=pd.Index(words, name="word"), dtype=object)
         return df.assign(wheels=df.notna().sum(axis=1))
 
-# %% ../nbs/02_wheels.ipynb #c018
+# %% ../nbs/02_wheels.ipynb #c019
 BUILTIN_WHEELS = {"Plutchik": "plutchik.txt", "Willcox": "willcox.txt", "Roberts": "roberts.txt", "Junto": "junto.txt", "Parrott": "parrott.txt"}
 
 def _read_synonyms(lines, wheel_words):
@@ -200,7 +200,7 @@ def _read_synonyms(lines, wheel_words):
         return list(dict.fromkeys(chain(own, *(anchors for _, anchors in sorted(lines, key=lambda x: x[0])))))
     return {w: ordered(w) for w in sorted(wheel_words.union(found))}
 
-# %% ../nbs/02_wheels.ipynb #c020
+# %% ../nbs/02_wheels.ipynb #c021
 def _read_forms(lines, names):
     "Form -> names. A name is a form of itself before anything else"
     forms = {n: [n] for n in names}
@@ -217,7 +217,7 @@ def _load_builtin():
     words_of = _read_synonyms(_table("synonyms.txt"), on_wheels)
     return EmotionWheels("builtin", trees, words_of, _read_forms(_table("forms.txt"), words_of))
 
-# %% ../nbs/02_wheels.ipynb #c023
+# %% ../nbs/02_wheels.ipynb #c024
 def _sheet(path):
     "Rows of the first sheet of an Excel file, each a dict by column name"
     try: from openpyxl import load_workbook
@@ -233,7 +233,7 @@ def _columns(path, rows, names):
 
 def _cell(x): return "" if x is None else str(x).lower().strip()
 
-# %% ../nbs/02_wheels.ipynb #c024
+# %% ../nbs/02_wheels.ipynb #c025
 def _read_wheel_sheet(path):
     "The tree of a `wheelN.xlsx`: blank cells of level 1 and 2 take the value above"
     tree, a, b = {}, "", ""
@@ -264,7 +264,7 @@ def _read_format_csv(path, names):
         for form in _words(_cell(row["format"])): names_of.setdefault(form, set()).add(name)
     return names_of
 
-# %% ../nbs/02_wheels.ipynb #c026
+# %% ../nbs/02_wheels.ipynb #c027
 class _SafeUnpickler(pickle.Unpickler):
     "Admits numpy arrays and plain containers, and names whatever else it is offered"
     admitted = {(m, n) for m in ("numpy.core.multiarray", "numpy._core.multiarray") for n in ("_reconstruct", "scalar")} | {
@@ -290,7 +290,7 @@ def _read_pickled(path):
     except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, ValueError) as e: raise ValueError(f"{path} cannot be read: {e}") from None
     return {k: v.item() if isinstance(v, np.ndarray) and v.ndim == 0 else v for k, v in out.items()}
 
-# %% ../nbs/02_wheels.ipynb #c027
+# %% ../nbs/02_wheels.ipynb #c028
 def _tree_of(one, two):
     "A tree from the cluster maps of a wheel"
     tree = {}
@@ -313,7 +313,7 @@ def _load_sheets(version, root):
     words_of = _read_synonym_sheet(root/"synonym.xlsx", on_wheels)
     return EmotionWheels(version, trees, words_of, _read_format_csv(root/"format.csv", words_of), alphabetical=True)
 
-# %% ../nbs/02_wheels.ipynb #c029
+# %% ../nbs/02_wheels.ipynb #c030
 _SHEETS = ("format.csv", "synonym.xlsx", *(f"wheel{i}.xlsx" for i in range(1, 6)))
 PUBLISHED = {  # wheel words, names, forms, fingerprint
     "v1":    (253, 1255, 7386, "6a961ec3127a8fc81592e83a5d74750a399cca9255c0bc12af83af8d0be553ce"),
@@ -330,7 +330,7 @@ def _verify(w, root):
     wrong = [f"{n}: {a} instead of {b}" for n, a, b in zip(names, found, PUBLISHED[w.version]) if a != b]
     raise ValueError(f"the tables in {root} are not the published {w.version!r} ({'; '.join(wrong)}); a file was changed or mixed up")
 
-# %% ../nbs/02_wheels.ipynb #c030
+# %% ../nbs/02_wheels.ipynb #c031
 def load_wheels(
     version="builtin",  # "builtin", or the authors' "v1" (AffectGPT, MER2025) or "v2026" (MER2026)
     root=None,          # Folder of the authors' tables

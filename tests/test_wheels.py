@@ -37,7 +37,7 @@ def test_every_form_is_somewhere():
 @pytest.mark.parametrize("word,sectors", {
     "happy": "joy joyful happy joy joy", "joyful": "joy joyful happy joy joy", "delighted": "joy joyful happy joy joy",
     "anxious": "fear scared fearful fear fear", "worried": "fear scared fearful fear fear", "nervous": "fear scared fearful fear fear",
-    "frustrated": "anger mad angry anger anger", "irritated": "anger mad angry anger anger", "furious": "anger mad angry anger anger",
+    "frustrated": "sadness mad angry anger anger", "irritated": "anger mad angry anger anger", "furious": "anger mad angry anger anger",
     "relieved": "joy peaceful happy love joy", "grateful": "joy peaceful happy love love", "sorrowful": "sadness sad sad sadness sadness",
     "terrified": "fear scared fearful fear fear", "disgusting": "disgust None disgusted anger anger", "astonished": "surprise powerful surprised surprise surprise",
     "lonely": "sadness sad sad sadness sadness", "jealous": "anger mad angry anger anger", "neutral": "None None None None None"}.items())
