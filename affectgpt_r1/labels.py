@@ -46,7 +46,7 @@ _SEPARATORS = re.compile(
     |(?<!\w)'|'(?!\w)                 # quotes, but not the apostrophe inside a word
     |[.!?]+(?=\s|,|$)                 # the end of a sentence
     |(?:^|(?<=\s))(?:\d+\s*[.):]|-)(?=\s) # numbering and bullets
-    |\s(?:and|or|but|as\ well\ as|along\ with)\s
+    |[ ](?:and|or|but|as\ well\ as|along\ with)(?=[ ])
     """, re.VERBOSE)
 _TAG = re.compile(r"</?\w+>|```\w*")   # tags, and the fence of a code block
 _WHO = r"(?:(?:the|this|that|main|our)\s+)*(?:\w+'s?|his|her|their|my|your|its)?\s*(?:\w+\s+)?"
@@ -59,7 +59,7 @@ _TEMPLATE = re.compile(
     )\s+(?:to\ be\s+|being\s+|feeling\s+)*""", re.VERBOSE)
 _LEAD = re.compile(r"^(?:and|or|but|also|then|both|feeling|a sense of|a feeling of|feelings of|a hint of|a mix of|a mixture of|a combination of|perhaps|possibly)\s+")
 _KEY = re.compile(r"(?:^|(?<=[\n,{\[]))[^:,\n]{0,60}:(?!\w)", re.MULTILINE)
-_NOTHING = {"none", "nan", "null", "n a", "n/a", "nil", "no emotion", "no emotions", "unknown", "无"}
+_NOTHING = {"None", "NaN", "Null", "NULL", "N/A", "n/a", "No emotion", "no emotion", "No emotions", "no emotions", "无"}   # but `none`: a clean list must come back
 
 # %% ../nbs/01_labels.ipynb #c011
 def _clean(piece):
@@ -67,16 +67,16 @@ def _clean(piece):
     piece = re.sub(r"\s+", " ", piece).strip(" .:;!?-_'=")
     piece = _TEMPLATE.sub("", piece)
     while (shorter := _LEAD.sub("", piece)) != piece: piece = shorter
-    return piece.strip(" .:-_'")
+    return re.sub(" (?:and|or)$", "", piece).strip(" .:-_'")
 
 def _parse_lenient(x):
     if isinstance(x, np.ndarray): x = x.tolist()
     if _missing(x) or type(x).__name__ == "NAType": return []   # pandas' NA too
     if isinstance(x, (list, tuple, set, frozenset)): pieces = [s.lower().strip() for s in _strings(list(x))]
     elif isinstance(x, str):
-        text = _TAG.sub(",", x).translate(_QUOTES).lower().strip()
-        if text.strip(" .[]'\"") in _NOTHING: return []
-        pieces = map(_clean, _SEPARATORS.split(_KEY.sub(",", text.replace('"', " "))))
+        text = _TAG.sub(",", x).translate(_QUOTES)
+        if text.strip(" .,[]'\"\n") in _NOTHING: return []
+        pieces = map(_clean, _SEPARATORS.split(_KEY.sub(",", text.lower().replace('"', " "))))
     else: raise ValueError(f"labels must be a string or a list of strings, not {_short(x)} ({type(x).__name__})")
     return list(dict.fromkeys(p for p in pieces if any(map(str.isalpha, p))))
 

@@ -34,10 +34,15 @@ def _names(names, n=10):
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 # %% ../nbs/03_metrics.ipynb #c011
+def _by_index(series):
+    if not series.index.is_unique: raise ValueError(f"clips twice in the index: {_names(series.index[series.index.duplicated()].unique())}")
+    return series.to_dict()
+
 def _align(gold, pred):
     "Clip names, gold and predictions in step"
     if any(isinstance(x, (str, bytes)) for x in (gold, pred)):
         raise ValueError("gold and pred hold the answers for many clips: give a mapping from clip to answer, or a list with one entry per clip")
+    if isinstance(gold, pd.Series) and isinstance(pred, pd.Series): gold, pred = map(_by_index, (gold, pred))
     if isinstance(gold, Mapping) != isinstance(pred, Mapping):
         raise ValueError("gold and pred must both be mappings from clip to answer, or both sequences")
     if isinstance(gold, Mapping):

@@ -6,8 +6,8 @@ from hypothesis import given, settings, strategies as st
 
 from affectgpt_r1.labels import MODES, make_target, parse_labels, parse_response
 
-word = st.text("abcdefghijklmnopqrstuvwxyz", min_size=3, max_size=12).filter(lambda x: x not in ("none", "nan", "null", "nil", "unknown", "and", "but"))
-clean = st.lists(st.lists(word, min_size=1, max_size=1).map(" ".join), unique=True, max_size=8)
+word = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=12) | st.sampled_from(["none", "and", "the", "fed up", "self-conscious", "don't care"])
+clean = st.lists(word, unique=True, max_size=8)
 anything = st.text(max_size=80) | st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "happy", " ", "sad, ", "\n", "[", "]", '"', "'", "- ", "1. ", "and ", ". "]), max_size=25).map("".join)
 
 @settings(max_examples=400)
@@ -25,9 +25,9 @@ def test_any_text_is_read(text):
 def test_a_clean_list_comes_back(words):
     assert parse_labels(", ".join(words)) == words
     assert parse_labels(words) == words
-    assert parse_labels(str(words)) == words
-    assert parse_labels("\n".join(f"{i}. {w.title()}" for i, w in enumerate(words, 1))) == words
-    assert parse_labels(str(words), strict=True) == words
+    if "don't care" not in words: assert parse_labels(str(words)) == words == parse_labels(str(words), strict=True)
+    assert parse_labels("\n".join(f"{i}. {w.upper()}" for i, w in enumerate(words, 1))) == words
+    assert parse_labels(f"[{', '.join(words)}].") == words
 
 @given(clean.filter(bool), st.sampled_from(MODES), st.text("abc .,\n", max_size=20))
 def test_targets_are_well_formed(words, mode, think):
@@ -58,11 +58,11 @@ def test_strict_is_the_rule_of_the_authors(text):
     ("高兴、惊讶；害怕", ["高兴", "惊讶", "害怕"]),
     ('```json\n{"emotions": ["happy", "let down"]}\n```', ["happy", "let down"]),
     ("happy/sad | angry & tired", ["happy", "sad", "angry", "tired"]),
-    ("happy, sad, and angry", ["happy", "sad", "angry"]),
+    ("happy, sad, and angry", ["happy", "sad", "angry"]), ("happy and sad and\nangry", ["happy", "sad", "angry"]),
     ("self-conscious, don't care", ["self-conscious", "don't care"]),
     ("<answer>happy</answer>", ["happy"]),
     ("1) shy 2) proud", ["shy", "proud"]),
-    ("N/A", []), ("[]", []), ("...", []), ("\u3000", [])])
+    ("N/A", []), ("None", []), ("None.", []), ("no emotions", []), ("[]", []), ("...", []), ("\u3000", [])])
 def test_what_models_write(text, labels): assert parse_labels(text) == labels
 
 @pytest.mark.parametrize("x", [3, 3.5, True, b"happy", {"happy": 1}, ["happy", 3], [None], [["happy"]], np.array([1.0])])
