@@ -40,7 +40,7 @@ def _parse_strict(x):
     return [label for part in x.replace("'", ",").replace('"', ",").split(",") if (label := part.strip())]
 
 # %% ../nbs/01_labels.ipynb #c010
-_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "「": '"', "」": '"', "《": '"', "》": '"', "`": '"', " ": " "})
+_QUOTES = str.maketrans(dict.fromkeys("’‘", "'") | dict.fromkeys("“”「」《》`", '"') | {"\u00a0": " "})
 _SEPARATORS = re.compile(
     r"""[\[\]{}()<>"*#|/\\,;&+~•·●▪◦‣–—，、；：。！？（）【】…\n\r\t]+   # what is never part of a label
     |(?<!\w)'|'(?!\w)                 # quotes, but not the apostrophe inside a word
@@ -52,14 +52,18 @@ _TAG = re.compile(r"</?\w+>|```\w*")   # tags, and the fence of a code block
 _WHO = r"(?:(?:the|this|that|main|our)\s+)*(?:\w+'s?|his|her|their|my|your|its)?\s*(?:\w+\s+)?"
 _TEMPLATE = re.compile(
     rf"""^(?:
-      {_WHO}(?:emotions?|emotional\ states?|feelings?|moods?|states?|labels?|answers?)\s+(?:is|are|was|were|includes?|seems?(?:\ to\ be)?|appears?\ to\ be|can\ be\ described\ as|could\ be)
-     |{_WHO}(?:character|person|man|woman|boy|girl|speaker|individual|subject|protagonist)\s+(?:is|was|feels?|seems?|looks?|appears?|sounds?)
+      {_WHO}(?:emotions?|emotional\ states?|feelings?|moods?|states?|labels?|answers?)\s+
+       (?:is|are|was|were|includes?|seems?(?:\ to\ be)?|appears?\ to\ be|can\ be\ described\ as|could\ be)
+     |{_WHO}(?:character|person|man|woman|boy|girl|speaker|individual|subject|protagonist)\s+
+       (?:is|was|feels?|seems?|looks?|appears?|sounds?)
      |(?:he|she|they|i)\s+(?:is|are|am|was|were|feels?|seems?|looks?|appears?|sounds?)
      |i'm|it\ is|there\ is|it\ seems
     )\s+(?:to\ be\s+|being\s+|feeling\s+)*""", re.VERBOSE)
-_LEAD = re.compile(r"^(?:and|or|but|also|then|both|feeling|a sense of|a feeling of|feelings of|a hint of|a mix of|a mixture of|a combination of|perhaps|possibly)\s+")
+_LEAD = re.compile(r"^(?:and|or|but|also|then|both|perhaps|possibly|feeling|feelings of|"
+                   r"a (?:sense|feeling|hint|mix|mixture|combination) of)\s+")
 _KEY = re.compile(r"(?:^|(?<=[\n,{\[]))[^:,\n]{0,60}:(?!\w)", re.MULTILINE)
-_NOTHING = {"None", "NaN", "Null", "NULL", "N/A", "n/a", "No emotion", "no emotion", "No emotions", "no emotions", "无"}   # but `none`: a clean list must come back
+_NOTHING = {"None", "NaN", "Null", "NULL", "N/A", "n/a", "No emotion", "no emotion", "No emotions", "no emotions",
+            "无"}   # but not `none`: a clean list must come back
 
 # %% ../nbs/01_labels.ipynb #c011
 def _clean(piece):
@@ -121,7 +125,8 @@ def parse_response(
 )->Response:
     "The parts of a reply, and whether it keeps to the format"
     _check_mode(mode)
-    if not isinstance(text, str): raise ValueError(f"a reply must be text, not {_short(text)} ({type(text).__name__})")
+    if not isinstance(text, str):
+        raise ValueError(f"a reply must be text, not {_short(text)} ({type(text).__name__})")
     m = _FORMATS[mode].fullmatch(text)
     once = all(text.count(tag) == (mode == "think" or "answer" in tag) for tag in _TAGS)
     think, answer = m.group("think", "answer") if m and once else _read_anyway(text)

@@ -35,7 +35,8 @@ def _names(names, n=10):
 
 # %% ../nbs/03_metrics.ipynb #c011
 def _by_index(series):
-    if not series.index.is_unique: raise ValueError(f"clips twice in the index: {_names(series.index[series.index.duplicated()].unique())}")
+    if not series.index.is_unique:
+        raise ValueError(f"clips twice in the index: {_names(series.index[series.index.duplicated()].unique())}")
     return series.to_dict()
 
 def _align(gold, pred):
@@ -47,13 +48,15 @@ def _align(gold, pred):
         raise ValueError("gold and pred must both be mappings from clip to answer, or both sequences")
     if isinstance(gold, Mapping):
         names = list(gold)
-        if missing := [n for n in names if n not in pred]: raise KeyError(f"no prediction for {len(missing)} of {len(names)} clips: {_names(missing)}")
+        if missing := [n for n in names if n not in pred]:
+            raise KeyError(f"no prediction for {len(missing)} of {len(names)} clips: {_names(missing)}")
         if extra := [n for n in pred if n not in gold]:
             raise KeyError(f"predictions for {len(extra)} clips that have no gold: {_names(extra)}; to score a part, give {{n: pred[n] for n in gold}}")
         gold, pred = list(gold.values()), [pred[n] for n in names]
     else:
         try: gold, pred = list(gold), list(pred)
-        except TypeError: raise ValueError(f"gold and pred must be mappings or sequences, not {type(gold).__name__} and {type(pred).__name__}") from None
+        except TypeError:
+            raise ValueError(f"gold and pred must be mappings or sequences, not {type(gold).__name__} and {type(pred).__name__}") from None
         names = range(len(gold))
         if len(gold) != len(pred): raise ValueError(f"{len(gold)} gold answers but {len(pred)} predictions")
     if not gold: raise ValueError("nothing to score: there are no clips")
@@ -96,7 +99,8 @@ def _precision_recall(g, q):
 
 # %% ../nbs/03_metrics.ipynb #c020
 def _check_undefined(undefined):
-    if undefined not in ("zero", "nan"): raise ValueError(f"undefined is {undefined!r}; it must be 'zero' or 'nan'")
+    if undefined not in ("zero", "nan"):
+        raise ValueError(f"undefined is {undefined!r}; it must be 'zero' or 'nan'")
 
 def _divide(a, b, undefined):
     "a / b, and for 0 / 0 what `undefined` says"
@@ -121,11 +125,14 @@ class _Score:
 
     def to_dict(self):
         "All values in plain types, ready for json"
-        return {k: _plain(getattr(self, k)) for k in (*(f.name for f in fields(self) if f.name[0] != "_"), *self._tables)}
+        return {k: _plain(getattr(self, k)) for k in (*self._single(), *self._tables)}
+
+    def _single(self): return [f.name for f in fields(self) if f.name[0] != "_"]
 
     def __repr__(self):
-        single = {f.name: getattr(self, f.name) for f in fields(self) if f.name[0] != "_"}
-        lines = [f"{k:18} {f'{v:.4f}' if isinstance(v, float) else v}" for k, v in single.items() if not isinstance(v, _Score)]
+        single = {k: getattr(self, k) for k in self._single()}
+        lines = [f"{k:18} {f'{v:.4f}' if isinstance(v, float) else v}" for k, v in single.items()
+                 if not isinstance(v, _Score)]
         tables = [getattr(self, t).to_string(index=False, float_format="{:.4f}".format) for t in self._tables]
         return "\n".join([type(self).__name__, *lines, *tables])
 
@@ -184,20 +191,23 @@ class EWScore:
 
     def merge(self, other):
         "Add the clips of another collector, from another process perhaps"
-        if (self.wheels.fingerprint, self.level, self.constant) != (other.wheels.fingerprint, other.level, other.constant):
+        kind = lambda s: (s.wheels.fingerprint, s.level, s.constant)
+        if kind(self) != kind(other):
             raise ValueError("only scores with the same wheels, the same level and the same constant can be merged")
         self._sums = self._sums + other._sums
         return self
 
     def compute(self):
         "The score over all clips so far, of all processes"
-        scored, p, r, *blind, (n, never, n_labels, n_known) = np.split(_over_processes(self._sums), np.arange(1, 6)*len(self.wheels.names))
+        sums, ends = _over_processes(self._sums), np.arange(1, 6)*len(self.wheels.names)
+        scored, p, r, *blind, (n, never, n_labels, n_known) = np.split(sums, ends)
         if n == 0: raise ValueError("nothing to score: there are no clips yet")
         F, P, R = _averages(p, r, scored, self.undefined)
         table = dict(wheel=self.wheels.names, f=F, precision=P, recall=R, n_scored=scored.astype(int))
-        return EWResult(float(F.mean()), float(P.mean()), float(R.mean()), float(n_labels/n), float(n_known/max(n_labels, 1)), int(n), float(never/n),
-                        float(_averages(*blind, scored, self.undefined)[0].mean()), self.constant, self.level, self.undefined, self.wheels.version,
-                        self.wheels.fingerprint, table)
+        constant_f = _averages(*blind, scored, self.undefined)[0]
+        return EWResult(*(float(x.mean()) for x in (F, P, R)), float(n_labels/n), float(n_known/max(n_labels, 1)),
+                        int(n), float(never/n), float(constant_f.mean()), self.constant, self.level, self.undefined,
+                        self.wheels.version, self.wheels.fingerprint, table)
 
 # %% ../nbs/03_metrics.ipynb #c027
 def _over_processes(sums):
@@ -235,7 +245,8 @@ def ew_rewards(
     g, q = (_masks(x, wheels, level, names)[0] for x in (gold, pred))
     hit, n_g, n_q = (np.bitwise_count(x).astype(float) for x in (g & q, g, q))
     below = dict(f=(n_g + n_q)/2, precision=n_q, recall=n_g, jaccard=n_g + n_q - hit)
-    if measure not in below: raise ValueError(f"measure is {measure!r}; it must be one of {', '.join(below)}")
+    if measure not in below:
+        raise ValueError(f"measure is {measure!r}; it must be one of {', '.join(below)}")
     value = hit / np.maximum(below[measure], .5)   # no division by 0: where nothing stands below, nothing is hit
     return _divide(value.sum(1), (n_g > 0).sum(1), undefined)
 
@@ -243,12 +254,14 @@ def ew_rewards(
 def _draws(n, n_draws, seed, most=20_000_000):
     "How often each of `n` clips is drawn, in blocks [draws, n] of bounded size"
     rng, step = np.random.default_rng(seed), max(1, most // n)
-    for i in range(0, n_draws, step): yield rng.multinomial(n, np.full(n, 1/n), size=min(step, n_draws - i)).astype(float)
+    for i in range(0, n_draws, step):
+        yield rng.multinomial(n, np.full(n, 1/n), size=min(step, n_draws - i)).astype(float)
 
 def _bootstrap(n_draws, seed, *systems):
     "Corpus F of each system (precision, recall, scored) in `n_draws` draws: [systems, n_draws], the same draws for all"
     if n_draws < 1: raise ValueError(f"{n_draws} draws: the bootstrap needs at least one")
-    blocks = ([_averages(*(c @ x for x in s))[0].mean(-1) for s in systems] for c in _draws(len(systems[0][0]), n_draws, seed))
+    n = len(systems[0][0])
+    blocks = ([_averages(*(c @ x for x in s))[0].mean(-1) for s in systems] for c in _draws(n, n_draws, seed))
     return np.concatenate(list(blocks), axis=1)
 
 # %% ../nbs/03_metrics.ipynb #c045
@@ -352,14 +365,16 @@ def ovmer_score(
     names, g, q = _pair(gold, pred)
     levels = [ew_score(g, q, wheels, level, undefined) for level in (1, 2)]
     (n_g, g), (n_q, q) = (_flat(x, wheels, names) for x in (g, q))
-    rows = []
+    rows, values = [], ("f", "precision", "recall", "n_scored")
     for column, words in (("M1", wheels._first), ("M2", wheels._word)):
         p, r, n = _set_scores(_numbers(words)[g], _numbers(words)[q], n_g, n_q)
         rows.append((column, *map(float, _averages(p, r, n, undefined)), n))
-    for s in levels: rows += [(f"M3-W{i}-L{s.level}", *map(float, x), int(n)) for i, (*x, n) in
-                              enumerate(zip(*(s._wheel[k] for k in ("f", "precision", "recall", "n_scored"))), 1)]
-    columns = dict(zip(("column", "f", "precision", "recall", "n_scored"), map(list, zip(*rows))))
-    return OVMERResult(float(np.mean(columns["f"])), levels[0].mean_labels, len(names), wheels.version, wheels.fingerprint, columns)
+    for s in levels:
+        for i, (*x, n) in enumerate(zip(*map(s._wheel.get, values)), 1):
+            rows.append((f"M3-W{i}-L{s.level}", *map(float, x), int(n)))
+    columns = dict(zip(("column", *values), map(list, zip(*rows))))
+    return OVMERResult(float(np.mean(columns["f"])), levels[0].mean_labels, len(names), wheels.version,
+                       wheels.fingerprint, columns)
 
 # %% ../nbs/03_metrics.ipynb #c065
 @dataclass(frozen=True, repr=False)
@@ -382,7 +397,8 @@ class HitRateResult(_Score):
 
 # %% ../nbs/03_metrics.ipynb #c066
 def _one_word(labels, name):
-    if len(labels) != 1: raise ValueError(f"gold of clip {name}: hit rate needs exactly one word, not {_short(list(labels))}")
+    if len(labels) != 1:
+        raise ValueError(f"gold of clip {name}: hit rate needs exactly one word, not {_short(list(labels))}")
 
 def _hits(g, q, undefined):
     "Hit rate and mscore per wheel, and clips scored"
@@ -410,8 +426,8 @@ def hit_rate(
     blind = _hits(g, wheels.encode(list(constant)).astype(g.dtype)[None], undefined)[0]
     known = int((g > 0).any(1).sum())
     table = dict(wheel=wheels.names, hit_rate=hit, mscore=share, n_scored=scored)
-    return HitRateResult(float(hit.mean()), float(share.mean()), float(n.mean()), known, len(names) - known, float(blind.mean()),
-                         tuple(constant), wheels.version, wheels.fingerprint, table)
+    return HitRateResult(float(hit.mean()), float(share.mean()), float(n.mean()), known, len(names) - known,
+                         float(blind.mean()), tuple(constant), wheels.version, wheels.fingerprint, table)
 
 # %% ../nbs/03_metrics.ipynb #c072
 @dataclass(frozen=True, repr=False)
@@ -428,15 +444,17 @@ class SentimentResult(_Score):
 # %% ../nbs/03_metrics.ipynb #c073
 def _waf(gold, pred):
     "F1 of both classes, weighted by support"
-    f1 = [_divide(2*np.sum(gold & pred), np.sum(gold) + np.sum(pred), "zero") for gold, pred in ((gold, pred), (~gold, ~pred))]
+    f1 = [_divide(2*np.sum(g & q), np.sum(g) + np.sum(q), "zero") for g, q in ((gold, pred), (~gold, ~pred))]
     return float(np.average(f1, weights=[gold.sum(), (~gold).sum()]))
 
 def _polarity(name, x):
-    if not isinstance(x, str): raise ValueError(f"prediction of clip {name}: polarity must be a word, not {_short(x)} ({type(x).__name__})")
+    if not isinstance(x, str):
+        raise ValueError(f"prediction of clip {name}: polarity must be a word, not {_short(x)} ({type(x).__name__})")
     return x
 
 def _value(name, x):
-    if isinstance(x, (str, bool)) or not np.isscalar(x) or not np.isfinite(x): raise ValueError(f"gold of clip {name}: sentiment must be a number, not {_short(x)}")
+    if isinstance(x, (str, bool)) or not np.isscalar(x) or not np.isfinite(x):
+        raise ValueError(f"gold of clip {name}: sentiment must be a number, not {_short(x)}")
     return float(x)
 
 # %% ../nbs/03_metrics.ipynb #c074
@@ -452,12 +470,13 @@ def sentiment_score(
     keep = value != 0
     if not keep.any(): raise ValueError("nothing to score: all gold values are 0")
     g, q = value[keep] > 0, np.array([POLARITY.get(x, 0) > 0 for x in word])[keep]
-    return SentimentResult(_waf(g, q), float((g == q).mean()), int(keep.sum()), int((~keep).sum()), sum(x not in POLARITY for x in word),
-                           word.count("neutral"), _waf(g, np.full_like(g, g.mean() >= .5)))
+    blind = np.full_like(g, g.mean() >= .5)
+    return SentimentResult(_waf(g, q), float((g == q).mean()), int(keep.sum()), int((~keep).sum()),
+                           sum(x not in POLARITY for x in word), word.count("neutral"), _waf(g, blind))
 
 # %% ../nbs/03_metrics.ipynb #c078
 _MELD, _IEMOCAP = "anger joy sadness neutral disgust fear surprise".split(), "happy sad neutral anger".split()
-UNIBENCH = {  # key: (stem of the label file's folder or name, label file, split, kind, names of the classes where gold is an index)
+UNIBENCH = {  # key: (stem of the label file's folder or name, label file, split, measure, class names where gold is an index)
     "MER2023":     ("mer2023", "label-6way.npz", "test1_corpus", "hit rate", None),
     "MER2024":     ("mer2024", "label-6way.npz", "test1_corpus", "hit rate", None),
     "MELD":        ("meld", "label.npz", "test_corpus", "hit rate", _MELD),
@@ -470,9 +489,10 @@ UNIBENCH = {  # key: (stem of the label file's folder or name, label file, split
 
 # %% ../nbs/03_metrics.ipynb #c079
 def _gold_file(labels, key):
-    "Label file of a data set: `<stem>_label.npz` or `<stem>…process/label.npz`; None if there is none"
+    "Label file of a data set: `<stem>_label.npz` or `<stem>-process/label.npz`; None if there is none"
     stem, file, *_ = UNIBENCH[key]
-    return next((f for pattern in (f"{stem}_{file}", f"{stem}-process/{file}", f"{stem}-dataset-process/{file}") for f in labels.glob(pattern)), None)
+    places = labels/f"{stem}_{file}", labels/f"{stem}-process"/file, labels/f"{stem}-dataset-process"/file
+    return next((f for f in places if f.is_file()), None)
 
 def _read_gold(path, key):
     "Clip -> gold of the test split"
@@ -490,32 +510,38 @@ def _read_gold(path, key):
 def _answer_files(predictions, key):
     "Checkpoint -> file of the extracted answers, below a folder named after the data set"
     suffix = "-openset-sentiment.npz" if UNIBENCH[key][3] == "WAF" else "-openset.npz"
-    folders = [d for d in predictions.iterdir() if d.is_dir() and d.name.lower() in (key.lower(), f"results-{key.lower()}")]
+    called = key.lower(), f"results-{key.lower()}"
+    folders = [d for d in predictions.iterdir() if d.is_dir() and d.name.lower() in called]
     found = {}
     for f in sorted(f for d in folders for f in d.rglob(f"*{suffix}")):
         number = re.search(r"(?:epoch|checkpoint)_?(\d+)", f.name)
-        if not number: raise ValueError(f"{f}: no checkpoint in the name; expected epoch30{suffix} or checkpoint_000030_loss_0.1{suffix}")
-        if int(number[1]) in found: raise ValueError(f"two files for checkpoint {int(number[1])} of {key}: {found[int(number[1])]} and {f}")
+        if not number:
+            raise ValueError(f"{f}: no checkpoint in the name; expected epoch30{suffix} or checkpoint_000030_loss_0.1{suffix}")
+        if int(number[1]) in found:
+            raise ValueError(f"two files for checkpoint {int(number[1])} of {key}: {found[int(number[1])]} and {f}")
         found[int(number[1])] = f
     return found
 
 def _read_answers(path):
     d = _read_pickled(path)
-    if missing := [k for k in ("filenames", "fileitems") if k not in d]: raise ValueError(f"{path} has no entry {', '.join(missing)}")
+    if missing := [k for k in ("filenames", "fileitems") if k not in d]:
+        raise ValueError(f"{path} has no entry {', '.join(missing)}")
     return dict(zip(d["filenames"].tolist(), d["fileitems"].tolist()))
 
 # %% ../nbs/03_metrics.ipynb #c081
 def _bench_row(key, gold, path, wheels):
     "One data set and checkpoint: its number and the companions"
+    def seen(s): return dict(n=len(gold), n_scored=s.n_scored, constant=s.constant_baseline)
     try:
         if UNIBENCH[key][3] == "WAF":
             s = sentiment_score(gold, _read_answers(path))
-            return dict(score=s.waf, companion="ACC", value=s.acc, mean_labels=1., n=len(gold), n_scored=s.n_scored, constant=s.constant_baseline)
+            return dict(score=s.waf, companion="ACC", value=s.acc, mean_labels=1., **seen(s))
         if UNIBENCH[key][3] == "hit rate":
             s = hit_rate(gold, _read_answers(path), wheels)
-            return dict(score=s.hit_rate, companion="mscore", value=s.mscore, mean_labels=s.mean_labels, n=len(gold), n_scored=s.n_scored, constant=s.constant_baseline)
+            return dict(score=s.hit_rate, companion="mscore", value=s.mscore, mean_labels=s.mean_labels, **seen(s))
         s = ew_score(gold, _read_answers(path), wheels)
-        return dict(score=s.f, companion="precision", value=s.precision, mean_labels=s.mean_labels, n=s.n, n_scored=round(s.n*(1 - s.never_scored)), constant=s.constant_baseline)
+        return dict(score=s.f, companion="precision", value=s.precision, mean_labels=s.mean_labels,
+                    n=s.n, n_scored=round(s.n*(1 - s.never_scored)), constant=s.constant_baseline)
     except (KeyError, ValueError) as e: raise type(e)(f"{path}: {e.args[0]}") from None
 
 # %% ../nbs/03_metrics.ipynb #c082
@@ -532,19 +558,21 @@ class UniBenchResult(_Score):
     _tables = ("table",)
 
     @property
-    def table(self): return pd.DataFrame(self._rows)   # dataset, measure, checkpoint, score, companion, value, mean_labels, n, n_scored, constant
+    def table(self): return pd.DataFrame(self._rows)   # dataset, measure, checkpoint, score, companions
 
 # %% ../nbs/03_metrics.ipynb #c083
 def unibench(
-    predictions,       # Folder with a folder per data set, which holds `…epoch30…-openset.npz`, `…checkpoint_000030…-openset-sentiment.npz`, …
+    predictions,       # Folder with a folder per data set, which holds files such as `epoch30-openset.npz`
     labels,            # Folder with the label files
     wheels=None,
     checkpoint=None,   # The one checkpoint to score; needed where there are several
-    protocol="fixed",  # "fixed", or "best-on-test": per data set the checkpoint that is best on the test set, as in the published tables
+    protocol="fixed",  # "fixed", or "best-on-test": per data set the best on the test set, as in published tables
 )->UniBenchResult:
     "Main score of each data set, what to read beside it, and the mean"
-    if protocol not in ("fixed", "best-on-test"): raise ValueError(f"protocol is {protocol!r}; it must be 'fixed' or 'best-on-test'")
-    if protocol == "best-on-test" and checkpoint is not None: raise ValueError("with protocol 'best-on-test' the checkpoint is chosen on the test set: leave `checkpoint` out")
+    if protocol not in ("fixed", "best-on-test"):
+        raise ValueError(f"protocol is {protocol!r}; it must be 'fixed' or 'best-on-test'")
+    if protocol == "best-on-test" and checkpoint is not None:
+        raise ValueError("protocol 'best-on-test' chooses the checkpoint: leave `checkpoint` out")
     predictions, labels, wheels = Path(predictions), Path(labels), wheels or load_wheels()
     for folder in (predictions, labels):
         if not folder.is_dir(): raise FileNotFoundError(f"no folder {folder}")
@@ -555,11 +583,16 @@ def unibench(
         if gold_file is None: missing[key] = f"no {UNIBENCH[key][1]} in {labels}"; continue
         if protocol == "fixed":
             wanted = checkpoint if checkpoint is not None else next(iter(files))
-            if wanted not in files: raise ValueError(f"{key} has no checkpoint {wanted}; there are {', '.join(map(str, files))}")
-            if checkpoint is None and len(files) > 1: raise ValueError(f"{key} has the checkpoints {', '.join(map(str, files))}: name one, or ask for protocol='best-on-test'")
+            if wanted not in files:
+                raise ValueError(f"{key} has no checkpoint {wanted}; there are {', '.join(map(str, files))}")
+            if checkpoint is None and len(files) > 1:
+                raise ValueError(f"{key} has the checkpoints {', '.join(map(str, files))}: name one, "
+                                 "or ask for protocol='best-on-test'")
             files = {wanted: files[wanted]}
         gold = _read_gold(gold_file, key)
-        scored = [dict(dataset=key, measure=measure, checkpoint=c, **_bench_row(key, gold, f, wheels)) for c, f in files.items()]
+        scored = [dict(dataset=key, measure=measure, checkpoint=c, **_bench_row(key, gold, f, wheels))
+                  for c, f in files.items()]
         rows.append(max(scored, key=lambda r: r["score"]))
     if not rows: raise FileNotFoundError(f"nothing to score: {missing}")
-    return UniBenchResult(float(np.mean([r["score"] for r in rows])), len(rows), protocol, missing, wheels.version, wheels.fingerprint, rows)
+    mean = float(np.mean([r["score"] for r in rows]))
+    return UniBenchResult(mean, len(rows), protocol, missing, wheels.version, wheels.fingerprint, rows)

@@ -59,7 +59,8 @@ class _Rows(dict):
     "Form -> row of the compiled tables. Other spellings of a form are looked up once and remembered; an unknown word is row 0"
     limit = 1_000_000   # a bound on memory: random text should not grow the table for ever
     def __missing__(self, label):
-        if not isinstance(label, str): raise ValueError(f"a label must be a string, not {_short(label)} ({type(label).__name__})")
+        if not isinstance(label, str):
+            raise ValueError(f"a label must be a string, not {_short(label)} ({type(label).__name__})")
         row = self.get(label.lower().strip(), 0)
         if len(self) < self.limit: self[label] = row
         return row
@@ -67,14 +68,15 @@ class _Rows(dict):
 # %% ../nbs/02_wheels.ipynb #c014
 def _first_choices(names_of, words_of, clusters, alphabetical):
     "For each form the number of its cluster on each wheel, at both levels, -1 for none: two arrays [forms + 1, wheels]"
-    on_wheels = sorted(set().union(*(one for one, _ in clusters)))   # numbered by the alphabet, so that sorting numbers sorts words
+    on_wheels = sorted(set().union(*(one for one, _ in clusters)))   # numbered by the alphabet: sorted numbers, sorted words
     number = {w: i for i, w in enumerate(on_wheels)}
     ids = {n: [number[w] for w in words] for n, words in words_of.items()}
     groups = {}   # forms of the same names share their choices
     group = np.fromiter((groups.setdefault(tuple(names), len(groups)) for names in names_of), np.intp, len(names_of))
-    choices = [ids[names[0]] if len(names) == 1 else list(dict.fromkeys(chain.from_iterable(map(ids.__getitem__, names)))) for names in groups]
+    choices = [ids[names[0]] if len(names) == 1 else list(dict.fromkeys(chain.from_iterable(map(ids.get, names))))
+               for names in groups]
     if alphabetical: choices = list(map(sorted, choices))
-    flat = np.fromiter(chain.from_iterable(choices), np.intp)[::-1]                              # last choice first: the first is written last
+    flat = np.fromiter(chain.from_iterable(choices), np.intp)[::-1]   # last choice first, so that the first is written last
     owner = np.repeat(np.arange(len(choices)), np.fromiter(map(len, choices), np.intp))[::-1]
     tables, sectors = [], [[sorted(set(c.values())) for c in maps] for maps in zip(*clusters)]
     for maps, names in zip(zip(*clusters), sectors):
@@ -88,11 +90,13 @@ def _first_choices(names_of, words_of, clusters, alphabetical):
 # %% ../nbs/02_wheels.ipynb #c015
 def _pack(table, n_bits):
     "Cluster numbers (-1: none) as bit masks, in the smallest integers that hold `n_bits`, padded to whole 64-bit words"
-    if n_bits > 64: raise ValueError(f"a wheel has {n_bits} clusters at one level; 64 is the most that can be compiled")
+    if n_bits > 64:
+        raise ValueError(f"a wheel has {n_bits} clusters at one level; 64 is the most that can be compiled")
     dtype = next(t for t in (np.uint8, np.uint16, np.uint32, np.uint64) if n_bits <= 8*np.dtype(t).itemsize)
     per_word = 8 // np.dtype(dtype).itemsize
     masks = np.zeros((len(table), -(-table.shape[1] // per_word) * per_word), dtype)
-    masks[:, :table.shape[1]] = np.where(table < 0, 0, np.left_shift(np.uint64(1), np.maximum(table, 0).astype(np.uint64)))
+    bits = np.left_shift(np.uint64(1), np.maximum(table, 0).astype(np.uint64))
+    masks[:, :table.shape[1]] = np.where(table < 0, 0, bits)
     return masks
 
 # %% ../nbs/02_wheels.ipynb #c017
@@ -112,8 +116,9 @@ class EmotionWheels:
         self._row = _Rows((form, i) for i, form in enumerate(self.vocabulary, 1))
         clusters = clusters or list(map(wheel_clusters, trees.values()))
         order = sorted if alphabetical else list
-        words_of, names = {n: order(words) for n, words in words_of.items()}, [order(names_of[f]) for f in self.vocabulary]
-        self._first = [None] + [n[0] for n in names]                                                # M1 of the OV-MER metric
+        words_of = {n: order(words) for n, words in words_of.items()}
+        names = [order(names_of[f]) for f in self.vocabulary]
+        self._first = [None] + [n[0] for n in names]                                               # M1 of the OV-MER metric
         self._word = [None] + [words_of[n][0] if words_of[n] else None for n in self._first[1:]]   # M2
         tables, sectors = _first_choices(names, words_of, clusters, alphabetical)
         self._table, self._sectors = dict(enumerate(tables, 1)), dict(enumerate(sectors, 1))
@@ -179,18 +184,20 @@ class EmotionWheels:
         level=1,
     )->pd.DataFrame:  # One row per word; a dropped word has None
         "Where each word lands on each wheel"
-        df = pd.DataFrame({w: [self.cluster(x, w, level) for x in words] for w in self.names}, index=pd.Index(words, name="word"), dtype=object)
+        columns = {w: [self.cluster(x, w, level) for x in words] for w in self.names}
+        df = pd.DataFrame(columns, index=pd.Index(words, name="word"), dtype=object)
         return df.assign(wheels=df.notna().sum(axis=1))
 
 # %% ../nbs/02_wheels.ipynb #c019
-BUILTIN_WHEELS = {"Plutchik": "plutchik.txt", "Willcox": "willcox.txt", "Roberts": "roberts.txt", "Junto": "junto.txt", "Parrott": "parrott.txt"}
+BUILTIN_WHEELS = {name: f"{name.lower()}.txt" for name in ("Plutchik", "Willcox", "Roberts", "Junto", "Parrott")}
 
 def _read_synonyms(lines, wheel_words):
     "Name -> wheel words, nearest first. A wheel word stands for itself before anything else"
     found = {}   # name -> [(how far from the front of its line, wheel words of the line)]
     for line in lines:
         anchors, members = map(_words, line.split(":"))
-        if unknown := set(anchors) - wheel_words: raise ValueError(f"synonyms.txt: {sorted(unknown)} in {_short(line)} are on no wheel")
+        if unknown := set(anchors) - wheel_words:
+            raise ValueError(f"synonyms.txt: {sorted(unknown)} in {_short(line)} are on no wheel")
         for i, word in enumerate(anchors): found.setdefault(word, []).append((i, anchors))
         for word in members: found.setdefault(word, []).append((0, anchors))
     def ordered(word):
@@ -206,7 +213,8 @@ def _read_forms(lines, names):
     forms = {n: [n] for n in names}
     for line in lines:
         name, words = line.split(":")
-        if name not in names: raise ValueError(f"forms.txt: {name!r} is neither in synonyms.txt nor on a wheel")
+        if name not in names:
+            raise ValueError(f"forms.txt: {name!r} is neither in synonyms.txt nor on a wheel")
         for form in _words(words): forms.setdefault(form, []).append(name)
     return forms
 
@@ -221,14 +229,17 @@ def _load_builtin():
 def _sheet(path):
     "Rows of the first sheet of an Excel file, each a dict by column name"
     try: from openpyxl import load_workbook
-    except ImportError as e: raise ImportError(f"reading {path} needs openpyxl: pip install openpyxl") from e
+    except ImportError as e:
+        raise ImportError(f"reading {path} needs openpyxl: pip install openpyxl") from e
     try: rows = load_workbook(path, read_only=True, data_only=True).active.iter_rows(values_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError) as e: raise ValueError(f"{path} is not an Excel sheet that can be read: {e}") from None
+    except (zipfile.BadZipFile, KeyError, ValueError) as e:
+        raise ValueError(f"{path} is not an Excel sheet that can be read: {e}") from None
     head = next(rows, ())
     return [dict(zip(head, row)) for row in rows]
 
 def _columns(path, rows, names):
-    if missing := [n for n in names if not rows or n not in rows[0]]: raise ValueError(f"{path} has no column {', '.join(missing)}")
+    if missing := [n for n in names if not rows or n not in rows[0]]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}")
     return rows
 
 def _cell(x): return "" if x is None else str(x).lower().strip()
@@ -251,7 +262,8 @@ def _read_synonym_sheet(path, wheel_words):
     for row in _columns(path, _sheet(path), columns):
         for i in range(1, 9):
             word, cell = _cell(row[f"word_run{i}"]), row[f"synonym_run{i}"]
-            if word and word not in wheel_words: raise ValueError(f"{path}: {word!r} in column word_run{i} is on no wheel")
+            if word and word not in wheel_words:
+                raise ValueError(f"{path}: {word!r} in column word_run{i} is on no wheel")
             for s in parse_labels(cell, strict=True): words_of.setdefault(s.lower().strip(), set()).add(word)
     return words_of
 
@@ -270,7 +282,8 @@ class _SafeUnpickler(pickle.Unpickler):
     admitted = {(m, n) for m in ("numpy.core.multiarray", "numpy._core.multiarray") for n in ("_reconstruct", "scalar")} | {
         ("numpy", "ndarray"), ("numpy", "dtype"), ("builtins", "set"), ("collections", "OrderedDict")}
     def find_class(self, module, name):
-        if (module, name) not in self.admitted: raise ValueError(f"refused to open a pickle that asks for {module}.{name}")
+        if (module, name) not in self.admitted:
+            raise ValueError(f"refused to open a pickle that asks for {module}.{name}")
         return super().find_class(module, name)
 
 def _read_entry(file):
@@ -287,7 +300,8 @@ def _read_pickled(path):
     try:
         with zipfile.ZipFile(path) as z:
             for name in z.namelist(): out[name.removesuffix(".npy")] = _read_entry(io.BytesIO(z.read(name)))
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, ValueError) as e: raise ValueError(f"{path} cannot be read: {e}") from None
+    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, ValueError) as e:
+        raise ValueError(f"{path} cannot be read: {e}") from None
     return {k: v.item() if isinstance(v, np.ndarray) and v.ndim == 0 else v for k, v in out.items()}
 
 # %% ../nbs/02_wheels.ipynb #c028
@@ -305,7 +319,8 @@ def _load_prebuilt(version, path):
         raise ValueError(f"{path} has no entry {', '.join(missing)}: it is not the authors' wheel mapping")
     clusters = {w: (m["level1"], m["level2"]) for w, m in sorted(d["wheel_map_whole"].items())}
     trees = {w: _tree_of(*c) for w, c in clusters.items()}
-    return EmotionWheels(version, trees, d["raw_mapping"], d["format_mapping"], alphabetical=True, clusters=list(clusters.values()))
+    return EmotionWheels(version, trees, d["raw_mapping"], d["format_mapping"], alphabetical=True,
+                         clusters=list(clusters.values()))
 
 def _load_sheets(version, root):
     trees = {f"wheel{i}": _read_wheel_sheet(root/f"wheel{i}.xlsx") for i in range(1, 6)}
@@ -325,7 +340,8 @@ def _verify(w, root):
     found = on_wheels, w.n_names, w.n_forms, w.fingerprint
     if found == PUBLISHED[w.version]: return w
     other = next((v for v, known in PUBLISHED.items() if known == found), None)
-    if other: raise ValueError(f"{root} holds the tables {other!r}, not {w.version!r}: ask for load_wheels({other!r}, root=…)")
+    if other:
+        raise ValueError(f"{root} holds the tables {other!r}, not {w.version!r}: ask for load_wheels({other!r}, root=…)")
     names = "wheel words", "names", "forms", "fingerprint"
     wrong = [f"{n}: {a} instead of {b}" for n, a, b in zip(names, found, PUBLISHED[w.version]) if a != b]
     raise ValueError(f"the tables in {root} are not the published {w.version!r} ({'; '.join(wrong)}); a file was changed or mixed up")
@@ -337,13 +353,17 @@ def load_wheels(
 )->EmotionWheels:
     "Emotion wheels, ready to score with"
     if version == "builtin":
-        if root is not None: raise ValueError("the built-in wheels have no folder: leave `root` out, or ask for version 'v1' or 'v2026'")
+        if root is not None:
+            raise ValueError("the built-in wheels have no folder: leave `root` out, or ask for version 'v1' or 'v2026'")
         return _load_builtin()
-    if version not in PUBLISHED: raise ValueError(f"no wheels called {version!r}; there are: builtin, {', '.join(PUBLISHED)}")
-    if root is None: raise ValueError(f"the tables {version!r} are the authors' and do not come with this package: give their folder as `root`")
+    if version not in PUBLISHED:
+        raise ValueError(f"no wheels called {version!r}; there are: builtin, {', '.join(PUBLISHED)}")
+    if root is None:
+        raise ValueError(f"the tables {version!r} are the authors' and do not come with this package: give their folder as `root`")
     root = Path(root)
     if not root.is_dir(): raise FileNotFoundError(f"no folder {root} with the tables {version!r}")
     missing = [f for f in _SHEETS if not (root/f).is_file()]
     if not missing: return _verify(_load_sheets(version, root), root)
-    if (root/"wheel_mapping.npz").is_file(): return _verify(_load_prebuilt(version, root/"wheel_mapping.npz"), root)
+    if (root/"wheel_mapping.npz").is_file():
+        return _verify(_load_prebuilt(version, root/"wheel_mapping.npz"), root)
     raise FileNotFoundError(f"{root} lacks {', '.join(missing)} of the tables {version!r} (and has no wheel_mapping.npz)")
