@@ -29,7 +29,7 @@ def _table(name):
     lines = re.sub(r"\n[ \t]+", " ", text).splitlines()
     return [l for l in lines if l.strip() and not l.startswith("#")]
 
-def _words(text): return [w for part in text.split(",") if (w := part.strip())]
+def _words(text): return [w for w in map(str.strip, text.split(",")) if w]
 
 # %% ../nbs/02_wheels.ipynb #c007
 def _read_wheel(lines):
@@ -115,7 +115,7 @@ class EmotionWheels:
         self.n_forms, self.n_names = len(names_of), len(words_of)
         self._row = _Rows((form, i) for i, form in enumerate(self.vocabulary, 1))
         clusters = clusters or list(map(wheel_clusters, trees.values()))
-        order = sorted if alphabetical else list
+        order = sorted if alphabetical else (lambda x: x)
         words_of = {n: order(words) for n, words in words_of.items()}
         names = [order(names_of[f]) for f in self.vocabulary]
         self._first = [None] + [n[0] for n in names]                                               # M1 of the OV-MER metric
