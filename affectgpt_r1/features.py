@@ -61,9 +61,9 @@ def train_towers(
     processor,              # Its processor
     dataset,                # Rows with `video`, `audio`, `labels`: the caption split
     wheels,                 # `EmotionWheels` that say which labels are alike
-    epochs:int=12,          # Passes over the data
+    epochs:int=10,          # Passes over the data
     batch_size:int=32,      # Clips per step
-    lr:float=2e-3,          # Peak learning rate (one-cycle schedule)
+    lr:float=3e-3,          # Peak learning rate (one-cycle schedule)
     seed:int=0,             # Of order, frames and pieces
     holdout:float=0.1,      # Share of clips kept out to watch the loss on
 )->list:                    # One dict per epoch: epoch, tower, loss, holdout

@@ -135,10 +135,8 @@ def parse_response(
 
 # %% ../nbs/01_labels.ipynb #c029
 QUESTIONS = {
-    "answer": "Watch the face, listen to the voice and read the subtitle. Which emotions does the main character show? "
-              "List them, separated by commas, inside <answer></answer>.",
-    "think": "Watch the face, listen to the voice and read the subtitle. Which emotions does the main character show? "
-             "First describe the clues inside <think></think>, then list the emotions, separated by commas, inside <answer></answer>."}
+    "answer": "Which emotions does the main character show? List them, separated by commas, inside <answer></answer>.",
+    "think": "Which emotions does the main character show? First describe the clues inside <think></think>, then list the emotions, separated by commas, inside <answer></answer>."}
 
 # %% ../nbs/01_labels.ipynb #c030
 def make_target(

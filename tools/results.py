@@ -1,0 +1,42 @@
+"""Put the records of tutorial runs into one committed file, with the command and the machine that made them
+
+    for s in 0 1 2; do make tutorial ARGS="--seed $s --run-dir runs/seed$s"; done
+    python -m tools.results runs/seed0 runs/seed1 runs/seed2
+"""
+import argparse
+import datetime
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from tools.notebooks import ROOT
+
+OUT = ROOT/"nbs/results/tutorial.json"
+PACKAGES = ("torch", "transformers", "trl", "numpy")
+
+
+def processor():
+    "The processor's name, as the system gives it"
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def collect(runs):
+    "The records of `runs` and where they come from"
+    records = [json.loads((Path(run)/"metrics.json").read_text()) for run in runs]
+    return dict(
+        command=[f'make tutorial ARGS="--seed {r["seed"]} --run-dir {run}"' for run, r in zip(runs, records)],
+        machine=f"{os.cpu_count()} cores, {processor()}, no GPU",
+        versions={p: version(p) for p in PACKAGES}, python=platform.python_version(),
+        date=datetime.date.today().isoformat(), runs=records)
+
+
+if __name__ == "__main__":
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("runs", nargs="+", help="run folders, each with its metrics.json")
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps(collect(ap.parse_args().runs), indent=1) + "\n")
+    print(OUT)
