@@ -6,8 +6,10 @@
 __all__ = ['target_text', 'Collator', 'machine_settings', 'Progress', 'fit', 'quiet', 'cold_start', 'save']
 
 # %% ../nbs/09_coldstart.ipynb #c003
+import json
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -99,7 +101,7 @@ def cold_start(
     mode:str="answer",      # "answer" or "think"
     epochs:float=8,         # Passes over the data
     batch_size:int=32,      # Clips per step
-    lr:float=2e-3,          # Peak learning rate; the toy decoder starts from random weights
+    lr:float=3e-3,          # Peak learning rate; the toy decoder starts from random weights
     seed:int=0,             # Of the order of the clips
     **settings              # Further fields of trl's `SFTConfig`
 )->list:                    # trl's log history
@@ -110,7 +112,7 @@ def cold_start(
                      **machine_settings() | settings)
     trainer = SFTTrainer(model, args, Collator(processor, mode), train_dataset=dataset, processing_class=processor)
     log = fit(trainer, "cold start")
-    save(trainer.model, processor, out)
+    save(trainer.model, processor, out, log)
     return log
 
 
@@ -118,7 +120,9 @@ def save(
     model,        # Model to save
     processor,    # Its processor
     out,          # Folder
+    log:list,     # trl's log history
 ):
-    "Model and processor as one Hugging Face checkpoint"
+    "Model and processor as one Hugging Face checkpoint, the log beside them in `log.json`"
     model.eval().save_pretrained(out)
     processor.save_pretrained(out)
+    (Path(out) / "log.json").write_text(json.dumps(log, indent=1))

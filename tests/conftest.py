@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT))
 from tools.notebooks import OFFLINE
 
 os.environ.update(OFFLINE)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread gains little at this size, and waits long where the machine is busy
 settings.register_profile("steady", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("steady")
 LEFT_OUT = shutil.ignore_patterns(

@@ -1,4 +1,4 @@
-"""Put the records of tutorial runs into one committed file, with the command and the machine that made them
+"""Put the records of tutorial runs into nbs/results, with the command and the machine that made them
 
     for s in 0 1 2; do make tutorial ARGS="--seed $s --run-dir runs/seed$s"; done
     python -m tools.results runs/seed0 runs/seed1 runs/seed2
@@ -11,9 +11,12 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
+
 from tools.notebooks import ROOT
 
-OUT = ROOT/"nbs/results/tutorial.json"
+OUT = ROOT/"nbs/results"
+LOGGED = ["step", "reward", "rewards/accuracy/mean", "rewards/format/mean", "completions/mean_length", "frac_reward_zero_std", "entropy", "loss"]
 PACKAGES = ("torch", "transformers", "trl", "numpy")
 
 
@@ -37,6 +40,9 @@ def collect(runs):
 if __name__ == "__main__":
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("runs", nargs="+", help="run folders, each with its metrics.json")
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps(collect(ap.parse_args().runs), indent=1) + "\n")
-    print(OUT)
+    runs = ap.parse_args().runs
+    OUT.mkdir(exist_ok=True)
+    (OUT/"tutorial.json").write_text(json.dumps(collect(runs), indent=1) + "\n")
+    log = pd.read_json(Path(runs[0])/"grpo/log.json")
+    log[LOGGED].dropna().round(5).to_csv(OUT/"grpo_log.csv", index=False)
+    print(f"{OUT}: {len(runs)} runs, and the GRPO log of the first")
