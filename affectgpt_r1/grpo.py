@@ -112,5 +112,5 @@ def train_grpo(
                       log_completions=True, num_completions_to_print=0, **machine_settings() | settings)
     trainer = AffectGRPOTrainer(model, functions, args, grpo_rows(dataset, mode), processing_class=processor)
     log = fit(trainer, "GRPO")
-    save(trainer.model, processor, out)
+    save(trainer.model, processor, out, log)
     return log
