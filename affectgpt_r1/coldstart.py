@@ -101,15 +101,15 @@ def cold_start(
     mode:str="answer",      # "answer" or "think"
     epochs:float=8,         # Passes over the data
     batch_size:int=32,      # Clips per step
-    lr:float=3e-3,          # Peak learning rate; the toy decoder starts from random weights
+    lr:float=2e-3,          # Peak learning rate; the toy decoder starts from random weights
     seed:int=0,             # Of the order of the clips
     **settings              # Further fields of trl's `SFTConfig`
 )->list:                    # trl's log history
     "Supervised fine-tuning on the captions; saves model and processor to `out`"
-    args = SFTConfig(str(out), num_train_epochs=epochs, per_device_train_batch_size=batch_size, learning_rate=lr,
-                     lr_scheduler_type="cosine", warmup_steps=20, weight_decay=0.01, seed=seed, logging_steps=5,
-                     max_length=None, dataset_kwargs={"skip_prepare_dataset": True},
-                     **machine_settings() | settings)
+    defaults = dict(num_train_epochs=epochs, per_device_train_batch_size=batch_size, learning_rate=lr,
+                    lr_scheduler_type="cosine", warmup_steps=20, weight_decay=0.01, seed=seed, logging_steps=5,
+                    max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+    args = SFTConfig(str(out), **machine_settings() | defaults | settings)
     trainer = SFTTrainer(model, args, Collator(processor, mode), train_dataset=dataset, processing_class=processor)
     log = fit(trainer, "cold start")
     save(trainer.model, processor, out, log)

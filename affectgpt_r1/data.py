@@ -11,10 +11,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
-import soundfile as sf
 from tqdm.auto import tqdm
 from .labels import parse_labels
-from .media import _existing, _first_frame
+from .media import _existing, read_video, read_waveform
 
 # %% ../nbs/05_data.ipynb #c006
 COLUMNS = dict(
@@ -102,16 +101,13 @@ def _features():
     return datasets.Features({c: datasets.List(text) if c == "labels" else text for c in COLUMNS})
 
 # %% ../nbs/05_data.ipynb #c023
-def _audio_length(path):
-    "Samples in `path`, or an error that says why there are none"
-    try: n = sf.info(str(_existing(path))).frames
-    except sf.LibsndfileError as e: raise ValueError(f"{path}: cannot be decoded as audio ({e.error_string})") from e
-    if not n: raise ValueError(f"{path}: holds no samples")
-    return n
+def _sound(path):
+    "Raises ValueError where `path` is not sound from end to end"
+    if not np.isfinite(read_waveform(path)).all(): raise ValueError(f"{path}: holds samples that are not numbers")
 
 def _fault(row):
     "What is wrong with the media of a row, or nothing"
-    for column,check in (("video", _first_frame), ("audio", _audio_length)):
+    for column,check in (("video", read_video), ("audio", _sound)):
         try: check(row[column])
         except (ValueError, OSError) as e: yield f"clip {row['name']}: {e}"
 

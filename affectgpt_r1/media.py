@@ -72,17 +72,7 @@ def read_video(
     if not seen: raise ValueError(f"{path}: has no video frames")
     return np.stack([kept[i] for i in frame_indices(seen, n)])
 
-# %% ../nbs/04_media.ipynb #c019
-def _first_frame(path):
-    "The first frame of `path`, or an error that says why there is none"
-    path = _existing(path)
-    try:
-        with av.open(str(path)) as box: frame = next(box.decode(_video_stream(box, path)), None)
-    except av.error.FFmpegError as e: raise ValueError(f"{path}: cannot be decoded as video ({e.strerror})") from e
-    if frame is None: raise ValueError(f"{path}: has no video frames")
-    return frame
-
-# %% ../nbs/04_media.ipynb #c021
+# %% ../nbs/04_media.ipynb #c020
 def _write_video(path, frames, fps=10, crf=20):
     "Write uint8 `frames` [n, h, w, 3] as H.264, always with the same bytes"
     import cv2
@@ -93,7 +83,7 @@ def _write_video(path, frames, fps=10, crf=20):
         for f in frames: box.mux(s.encode(av.VideoFrame.from_ndarray(cv2.cvtColor(f, cv2.COLOR_RGB2YUV_I420), format="yuv420p")))
         box.mux(s.encode())
 
-# %% ../nbs/04_media.ipynb #c032
+# %% ../nbs/04_media.ipynb #c031
 def _resample(
     wave, # float32 [samples]
     src,  # Its rate
@@ -107,7 +97,7 @@ def _resample(
     n = max(1, round(len(wave)*rate/src))
     return np.pad(out[:n], (0, max(0, n-len(out))))
 
-# %% ../nbs/04_media.ipynb #c033
+# %% ../nbs/04_media.ipynb #c032
 def read_waveform(
     path,           # A sound file
     rate:int=16000, # Samples per second wanted
@@ -120,7 +110,7 @@ def read_waveform(
     wave = wave.mean(1)
     return wave if src == rate else np.clip(_resample(wave, src, rate), -1, 1)
 
-# %% ../nbs/04_media.ipynb #c038
+# %% ../nbs/04_media.ipynb #c037
 def read_audio(
     path,              # A sound file
     n:int=8,           # Pieces wanted

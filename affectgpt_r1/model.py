@@ -9,11 +9,6 @@ __all__ = ['MEDIA_KEYS', 'PLACEHOLDERS', 'TAGS', 'CHAT_TEMPLATE', 'AffectGPTConf
            'make_toy_model']
 
 # %% ../nbs/07_model.ipynb #c003
-import json
-import math
-from pathlib import Path
-
-import numpy as np
 import torch
 from torch import nn
 from transformers import (
@@ -40,15 +35,12 @@ class AffectGPTConfig(PreTrainedConfig):
         text_config=None,             # Decoder: any causal language model's config, or its dict
         vision_config=None,           # `CLIPVisionConfig`, or its dict
         audio_config=None,            # `HubertConfig`, or its dict
-        num_frames:int=8,             # Frames per clip
-        num_pieces:int=8,             # Pieces of sound per clip
         placeholder_ids=(0, 1, 2),    # Token ids of <multi>, <audio>, <video>, in prompt order
         **kwargs
     ):
         self.text_config = as_config(text_config, Qwen2Config)
         self.vision_config = as_config(vision_config, CLIPVisionConfig)
         self.audio_config = as_config(audio_config, HubertConfig)
-        self.num_frames, self.num_pieces = num_frames, num_pieces
         self.placeholder_ids = list(placeholder_ids)
         self.image_token_id = self.placeholder_ids[-1]  # trl keeps this one from being sampled
         kwargs["tie_word_embeddings"] = self.text_config.tie_word_embeddings
@@ -187,6 +179,16 @@ class AffectGPTModel(AffectGPTPreTrainedModel):
     def get_input_embeddings(self): return self.language_model.get_input_embeddings()
     def set_input_embeddings(self, value): self.language_model.set_input_embeddings(value)
 
+    def media_features(self, input_ids, pixel_values_videos, input_values, video_features, audio_features):
+        "V and A, from raw media or as given; None without placeholders; raises ValueError where one is without the other"
+        if (pixel_values_videos is None) != (input_values is None) or (video_features is None) != (audio_features is None):
+            raise ValueError("a clip needs both its video and its audio; only one of the two was given")
+        if pixel_values_videos is not None: return self.encode_media(pixel_values_videos, input_values)
+        ids = torch.tensor(self.config.placeholder_ids, device=getattr(input_ids, "device", None))
+        if video_features is None and input_ids is not None and torch.isin(input_ids, ids).any():
+            raise ValueError("the prompt holds placeholders of a clip, but no media were given with it")
+        return video_features, audio_features
+
     @torch.no_grad()
     def encode_media(self, pixel_values_videos, input_values):
         "Features of raw media: V [batch, frames, video] and A [batch, pieces, audio]"
@@ -197,11 +199,10 @@ class AffectGPTModel(AffectGPTPreTrainedModel):
                 use_cache=None, **kwargs):
         "Raw media or cached features go in with the prompt that holds their placeholders"
         if inputs_embeds is None: inputs_embeds = self.get_input_embeddings()(input_ids)
-        if pixel_values_videos is not None:
-            video_features, audio_features = self.encode_media(pixel_values_videos, input_values)
-        if video_features is not None:
+        V, A = self.media_features(input_ids, pixel_values_videos, input_values, video_features, audio_features)
+        if V is not None:
             dtype = self.fusion.video_proj.weight.dtype
-            tokens = self.fusion(video_features.to(dtype), audio_features.to(dtype))
+            tokens = self.fusion(V.to(dtype), A.to(dtype))
             inputs_embeds = splice(inputs_embeds, input_ids, tokens, self.config.placeholder_ids)
         out = self.language_model(attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,
                                   past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs)
@@ -285,7 +286,10 @@ def make_prompt(
     row:dict,             # With `video`, `audio`, `subtitle`, as `affectgpt_r1.data` gives them
     mode:str="answer",    # "answer" or "think"
 )->list:                  # Messages for `apply_chat_template`
-    "The question about one clip, as a chat"
+    "The question about one clip, as a chat; raises ValueError for an unknown mode or a token of ours in the subtitle"
+    if mode not in QUESTIONS: raise ValueError(f"no mode {mode!r}; there are {', '.join(QUESTIONS)}")
+    if clash := [token for token in [*PLACEHOLDERS, *TAGS, "<|im_end|>"] if token in row["subtitle"]]:
+        raise ValueError(f"clip {row.get('name')!r}: its subtitle holds {clash[0]!r}, which is a token of the model; take it out")
     text = f"Subtitle: {row['subtitle']}\n{QUESTIONS[mode]}"
     clip = {"type": "video", "video": row["video"], "audio": row["audio"], "text": None}
     return [{"role": "user", "content": [clip, {"type": "text", "video": None, "audio": None, "text": text}]}]

@@ -1,6 +1,6 @@
 """The main job: run the pipeline notebook from data to report, then say what came of it
 
-    python -m tools.tutorial --seed 1 --mode think --run-dir runs/think
+    python -m tools.tutorial --seed 1 --mode think
 """
 import argparse
 import json
@@ -39,6 +39,7 @@ def table(metrics):
         interval = f"{low:.3f} to {high:.3f}"
         yield (f"{name.replace('_', ' '):24}{s['ew_f']:8.3f}{interval:>18}{s['ew_f_sampled']:10.3f}"
                f"{s['mean_labels']:8.1f}{s['format_rate']:8.2f}")
+    yield "".join(f"\n{name.replace('_', ' ')} with another clip's media: {s['ew_f_media_shuffled']:.3f}" for name, s in metrics["stages"].items())
 
 
 def main(
@@ -46,10 +47,12 @@ def main(
     preset="toy",            # How large: "toy", or "smoke" for a trial in a minute
     seed=0,                  # Seed of every stage
     mode="answer",           # "answer", or "think" to reason first
-    run_dir="runs/tutorial", # Where everything is written
+    run_dir=None,            # Where everything is written: runs/tutorial, or by default a folder named by what differs from it
 ):
     "Run, write the report, print the table"
-    run_dir = Path(run_dir).resolve()
+    asked = dict(preset=(preset, "toy"), seed=(seed, 0), mode=(mode, "answer"))
+    unusual = [f"{name}-{value}" for name, (value, usual) in asked.items() if value != usual]
+    run_dir = Path(run_dir or "-".join(["runs/tutorial", *unusual])).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
     results = run_dir/"metrics.json"
     results.unlink(missing_ok=True)
@@ -66,5 +69,5 @@ if __name__ == "__main__":
     ap.add_argument("--preset", default="toy", choices=["toy", "smoke"])
     ap.add_argument("--seed", default=0, type=int)
     ap.add_argument("--mode", default="answer", choices=["answer", "think"])
-    ap.add_argument("--run-dir", default="runs/tutorial")
+    ap.add_argument("--run-dir", help="runs/tutorial, with what differs from the defaults in its name")
     main(**vars(ap.parse_args()))
