@@ -142,7 +142,7 @@ def test_placeholders_are_never_sampled(lab):
 def test_both_modes_train_save_and_load(lab, mode):
     model, processor = lab["fresh"]()
     before = model.lm_head.weight.detach().clone()
-    log = cold_start(model, processor, lab["captions"], lab["root"] / f"cold-{mode}", mode=mode, epochs=1)
+    log = cold_start(model, processor, lab["captions"], lab["root"] / f"cold-{mode}", mode=mode, epochs=1, logging_steps=1)
     assert any("loss" in r for r in log)
     rewards = make_rewards("acc+format", wheels=load_wheels(), penalty="p2", mode=mode)
     log = train_grpo(model, processor, lab["human"], rewards, lab["root"] / f"grpo-{mode}", mode=mode, steps=2, prompts=2, group=4)
