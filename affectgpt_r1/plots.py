@@ -146,7 +146,9 @@ def wheel_sunburst(
     pred,     # Labels of the answer
     ax=None,  # Polar axes
 ):            # The axes
-    "Gold and answer on a wheel: sectors inside, their parts outside"
+    "Gold and answer on a wheel: sectors inside, their parts outside; raises ValueError for an unknown wheel"
+    if wheel not in wheels.names and wheel not in range(1, len(wheels.names) + 1):
+        raise ValueError(f"no wheel {wheel!r}: give a number from 1 to {len(wheels.names)}, or one of {', '.join(wheels.names)}")
     name = wheel if wheel in wheels.names else wheels.names[wheel - 1]
     g, q = ([{wheels.cluster(w, name, level) for w in words} for level in (1, 2)] for words in (gold, pred))
     if ax is None: _, ax = plt.subplots(figsize=(6, 6.4), subplot_kw=dict(projection="polar"), layout="constrained")

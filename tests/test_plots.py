@@ -129,3 +129,8 @@ def test_needs_matplotlib_only():
     code = ("import sys, affectgpt_r1.plots; "
             "assert not {'torch', 'transformers', 'pandas', 'affectgpt_r1.model'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("wheel", [0, 6, "roberts"])
+def test_sunburst_names_the_wheels_there_are(wheel):
+    with pytest.raises(ValueError, match="Plutchik"): wheel_sunburst(load_wheels(), wheel, ["happy"], ["sad"])
