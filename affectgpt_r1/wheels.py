@@ -231,10 +231,11 @@ def _sheet(path):
     try: from openpyxl import load_workbook
     except ImportError as e:
         raise ImportError(f"reading {path} needs openpyxl: pip install openpyxl") from e
-    try: rows = load_workbook(path, read_only=True, data_only=True).active.iter_rows(values_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError) as e:
-        raise ValueError(f"{path} is not an Excel sheet that can be read: {e}") from None
-    head = next(rows, ())
+    with open(path, "rb") as file:
+        try: book = load_workbook(file, read_only=True, data_only=True)
+        except (zipfile.BadZipFile, KeyError, ValueError) as e:
+            raise ValueError(f"{path} is not an Excel sheet that can be read: {e}") from None
+        head, *rows = [*book.active.iter_rows(values_only=True)] or [()]
     return [dict(zip(head, row)) for row in rows]
 
 def _columns(path, rows, names):

@@ -33,6 +33,7 @@ DRAW = dict(
 def clean():
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("error")   # missing glyphs, layouts that do not fit
+        warnings.simplefilter("default", ResourceWarning)  # another test's file, collected just now
         set_style()
         yield
     plt.close("all")
