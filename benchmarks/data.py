@@ -1,7 +1,7 @@
 """How fast are clips decoded and encoded, where does the time go, and what does a large cache cost in memory?
 
     python benchmarks/data.py                              # toy clips of 96 pixels, made for the purpose
-    python benchmarks/data.py --size 480                   # the same clips, blown up to 480 pixels
+    python benchmarks/data.py --size 96 480                # and the same clips, blown up to 480 pixels
     python benchmarks/data.py --entries 31000              # also: read that many features of the paper's size, and watch the memory
     python benchmarks/data.py --probe --preset toy --out nbs/results/probe.json    # also: a linear probe on the features
 
@@ -65,6 +65,29 @@ def profile(rows, model, processor, cache):
     return spent
 
 
+def timings(rows, size, model, processor, workers):
+    "What one clip costs, stage by stage, and how many go through in a second"
+    with tempfile.TemporaryDirectory() as t: spent = profile(rows, model, processor, FeatureCache(t, model, processor))
+    total, ms = sum(spent.values()), {k: 1e3*v/len(rows) for k, v in spent.items()}
+    frames = sum(len(_timetable(r["video"])[0]) for r in rows)/len(rows)
+    print(f"\n{len(rows)} clips of {frames:.0f} frames, {size} pixels. One process, one thread: {len(rows)/total:.1f} clips/s, {1e3*total/len(rows):.1f} ms per clip")
+    for k, v in ms.items(): print(f"  {k:18} {v:7.2f} ms {v/sum(ms.values()):6.1%}")
+    seen = [read_video(r["video"]) for r in rows.select(range(10))]
+    t = time.perf_counter()
+    for f in seen: face_boxes(f)
+    faces = 1e3*(time.perf_counter() - t)/len(seen)
+    print(f"  {'find faces':18} {faces:7.2f} ms more, where they are asked for")
+    rate = {}
+    for n in dict.fromkeys((0, workers)):
+        with tempfile.TemporaryDirectory() as f:
+            cache = FeatureCache(f, model, processor)
+            for what in (f"{n} workers", "found in the cache"):
+                t = time.perf_counter(); cache.compute(rows, workers=n)
+                rate[what] = len(rows)/(time.perf_counter() - t)
+    print("  FeatureCache.compute, clips/s: " + ", ".join(f"{v:,.1f} {k}" for k, v in rate.items()))
+    return dict(pixels=size, clips=len(rows), frames_per_clip=frames, clips_per_s=len(rows)/total, ms_per_clip=ms, ms_faces=faces, compute_clips_per_s=rate)
+
+
 def memory():
     "Resident memory in MB: of its own, and of files mapped into it"
     kb = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
@@ -117,7 +140,7 @@ def main():
     p.add_argument("--preset", default="smoke", help="of the generated corpus")
     p.add_argument("--seed", type=int, default=0, help="of the generated corpus")
     p.add_argument("--clips", type=int, default=96, help="clips to time")
-    p.add_argument("--size", type=int, default=96, help="pixels of a frame, a multiple of 96")
+    p.add_argument("--size", type=int, nargs="+", default=[96], help="pixels of a frame, multiples of 96")
     p.add_argument("--workers", type=int, default=2, help="decoding processes")
     p.add_argument("--entries", type=int, default=0, help="entries of the large cache")
     p.add_argument("--probe", action="store_true", help="train towers and probe them")
@@ -131,31 +154,12 @@ def main():
     folder = a.folder or Path(scratch.name)
     corpus = make_toy_corpus(folder/"corpus", preset=a.preset, seed=a.seed)
     rows = load_mer2025(corpus, "caption").select(range(a.clips))
-    if a.size != 96: rows = larger(rows, folder/f"video{a.size}", a.size)
     model, processor = make_toy_model([r["subtitle"] for r in rows])
-    result = dict(command="python benchmarks/data.py " + " ".join(sys.argv[1:]), date=str(date.today()), seed=a.seed,
-                  machine=f"{platform.machine()}, {os.cpu_count()} cores, no GPU used, Python {platform.python_version()}, torch {torch.__version__}",
-                  clips=len(rows), pixels=a.size, frames_per_clip=float(np.mean([len(_timetable(r["video"])[0]) for r in rows])))
+    asked = " ".join(x for x in sys.argv[1:] if not {x, sys.argv[sys.argv.index(x)-1]} & {"--folder", "--out"})   # places do not matter
+    result = dict(command=f"python benchmarks/data.py {asked}", date=str(date.today()), seed=a.seed,
+                  machine=f"{platform.machine()}, {os.cpu_count()} cores, no GPU used, Python {platform.python_version()}, torch {torch.__version__}")
     print(result["machine"])
-
-    with tempfile.TemporaryDirectory() as t: spent = profile(rows, model, processor, FeatureCache(t, model, processor))
-    total = sum(spent.values())
-    result["ms_per_clip"] = {k: 1e3*v/len(rows) for k, v in spent.items()}
-    print(f"\nOne process, one thread: {len(rows)/total:.1f} clips/s, {1e3*total/len(rows):.1f} ms per clip of {a.size} pixels")
-    for k, v in spent.items(): print(f"  {k:18} {1e3*v/len(rows):7.2f} ms {v/total:6.1%}")
-    frames = [read_video(r["video"]) for r in rows.select(range(10))]
-    t = time.perf_counter(); [face_boxes(f) for f in frames]
-    result["ms_per_clip"]["find faces (only where they are asked for)"] = 100*(time.perf_counter() - t)
-    print(f"  {'find faces':18} {result['ms_per_clip']['find faces (only where they are asked for)']:7.2f} ms more, only where they are asked for")
-
-    result["clips_per_s"] = {}
-    for workers in dict.fromkeys((0, a.workers)):
-        with tempfile.TemporaryDirectory() as f:
-            cache = FeatureCache(f, model, processor)
-            t = time.perf_counter(); cache.compute(rows, workers=workers); result["clips_per_s"][f"{workers} workers"] = len(rows)/(time.perf_counter() - t)
-            t = time.perf_counter(); cache.compute(rows, workers=workers); result["clips_per_s"]["found in the cache"] = len(rows)/(time.perf_counter() - t)
-    print("\nFeatureCache.compute, clips/s"); [print(f"  {k:18} {v:8.1f}") for k, v in result["clips_per_s"].items()]
-
+    result["timings"] = [timings(rows if size == 96 else larger(rows, folder/f"video{size}", size), size, model, processor, a.workers) for size in a.size]
     if a.entries:
         big = folder/f"entries{a.entries}"
         size = fill(big, a.entries)
