@@ -84,6 +84,12 @@ def _video_stream(box, path):
     s.codec_context.thread_count = 1
     return s
 
+def _streams(path):
+    "Has `path` a video stream, and has it a sound track?"
+    try:
+        with av.open(str(_whole(path))) as box: return bool(box.streams.video), bool(box.streams.audio)
+    except av.error.FFmpegError as e: raise ValueError(f"{path}: cannot be opened ({e.strerror})") from e
+
 def _ticks(spans):
     "Starts in order, and the end, of frames given as (start, length); without starts (avi) all last equally long"
     starts = sorted(t for t,_ in spans if t is not None)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FUSIONS', 'QFORMER', 'NO_DROPOUT', 'FUSION_CLASSES', 'MEDIA_KEYS', 'PLACEHOLDERS', 'TAGS', 'CHAT_TEMPLATE', 'FRAME',
            'FIELDS', 'END', 'PRESETS', 'CARD', 'AffectGPTConfig', 'as_config', 'check_compat', 'toy_config',
-           'frame_features', 'piece_features', 'MeanPool', 'Pool', 'QFormerPool', 'blank', 'Fusion', 'MeanFusion',
+           'frame_features', 'piece_features', 'MeanPool', 'Pool', 'QFormerPool', 'Fusion', 'MeanFusion',
            'QFormerFusion', 'splice', 'AffectGPTPreTrainedModel', 'AffectGPTModel', 'AffectGPTForConditionalGeneration',
-           'train_tokenizer', 'make_prompt', 'clip_of', 'check_frame', 'AffectGPTProcessor', 'make_model',
+           'train_tokenizer', 'make_prompt', 'clip_of', 'clips_of', 'check_frame', 'AffectGPTProcessor', 'make_model',
            'make_toy_model', 'small_config', 'paper_config', 'lora_config', 'saved_bytes', 'n_bytes', 'weight_bytes',
            'writing_bytes', 'without_memory', 'memory_estimate', 'peak_bytes', 'label_probabilities', 'Prediction',
-           'as_row', 'has_sound', 'AffectGPT', 'model_card']
+           'as_row', 'AffectGPT', 'model_card']
 
 # %% ../nbs/07_model.ipynb #c003
 import string
@@ -31,7 +31,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from .labels import QUESTIONS, parse_response
-from .media import read_clip
+from .media import _streams, read_clip
 from .wheels import load_wheels
 
 # %% ../nbs/07_model.ipynb #c006
@@ -170,14 +170,6 @@ class QFormerPool(nn.Module):
         return self.qformer(self.question.expand(len(x), -1, -1), encoder_hidden_states=x, encoder_attention_mask=mask).pooler_output
 
 # %% ../nbs/07_model.ipynb #n102
-def blank(
-    x:torch.Tensor,     # [batch, ...] one entry per clip
-    mask:torch.Tensor,  # [batch] bool: does the clip have it?; None where all have
-)->torch.Tensor:        # As `x`
-    "`x` with zeros where a clip lacks the modality"
-    return x if mask is None else x.masked_fill(~mask.view(-1, *[1]*(x.dim()-1)), 0)
-
-
 class Fusion(nn.Module):
     "Three soft tokens (multi, audio, video) out of the features of a clip"
     pool = Pool
@@ -209,11 +201,10 @@ class Fusion(nn.Module):
         if self.normalize: scores = scores.masked_fill(~present, torch.finfo(scores.dtype).min).softmax(-1)
         return ((scores * present)[..., None] * both).sum(1)
 
-    def forward(self, V, A, video_mask=None, audio_mask=None):
-        "V [batch, frames, video], A [batch, pieces, audio], masks [batch] to tokens [batch, 3, hidden]"
-        everyone = torch.ones(len(V), dtype=torch.bool, device=V.device)
-        present = torch.stack([everyone if mask is None else mask for mask in (video_mask, audio_mask)], dim=1)
-        V, A = blank(V, video_mask), blank(A, audio_mask)
+    def forward(self, V, A, mask=None):
+        "V [batch, frames, video], A [batch, pieces, audio] to tokens [batch, 3, hidden]; mask [batch, 2]: are they there?"
+        present = torch.ones(len(V), 2, dtype=torch.bool, device=V.device) if mask is None else mask
+        V, A = V.masked_fill(~present[:, :1, None], 0), A.masked_fill(~present[:, 1:, None], 0)
         return torch.stack([
             self.multi_proj(self.multi(V, A, present)),
             self.audio_proj(self.audio_pool(A)),
@@ -300,27 +291,26 @@ class AffectGPTModel(AffectGPTPreTrainedModel):
         return video_features, audio_features
 
     @torch.no_grad()
-    def encode_media(self, pixel_values_videos, input_values, video_mask=None, audio_mask=None):
-        "Features of raw media: V [batch, frames, video] and A [batch, pieces, audio]; zeros where a mask says that there are none"
-        V, A = frame_features(self.vision_tower, pixel_values_videos), piece_features(self.audio_tower, input_values)
-        return blank(V, video_mask), blank(A, audio_mask)
+    def encode_media(self, pixel_values_videos, input_values):
+        "Features of raw media: V [batch, frames, video] and A [batch, pieces, audio]"
+        return frame_features(self.vision_tower, pixel_values_videos), piece_features(self.audio_tower, input_values)
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
                 pixel_values_videos=None, input_values=None, video_features=None, audio_features=None,
-                video_mask=None, audio_mask=None, use_cache=None, **kwargs):
-        "Raw media or cached features go in with the prompt that holds their placeholders"
+                media_mask=None, use_cache=None, **kwargs):
+        "Raw media or cached features go in with the prompt that holds their placeholders; `media_mask` [batch, 2] says what is there"
         if inputs_embeds is None: inputs_embeds = self.get_input_embeddings()(input_ids)
         V, A = self.media_features(input_ids, pixel_values_videos, input_values, video_features, audio_features)
         if V is not None:
             dtype = self.fusion.video_proj.weight.dtype
-            tokens = self.fusion(V.to(dtype), A.to(dtype), video_mask, audio_mask)
+            tokens = self.fusion(V.to(dtype), A.to(dtype), media_mask)
             inputs_embeds = splice(inputs_embeds, input_ids, tokens, self.config.placeholder_ids)
         out = self.language_model(attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,
                                   past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs)
         return BaseModelOutputWithPast(out.last_hidden_state, out.past_key_values, out.hidden_states, out.attentions)
 
 # %% ../nbs/07_model.ipynb #c028
-MEDIA_KEYS = ("pixel_values_videos", "input_values", "video_features", "audio_features", "video_mask", "audio_mask")
+MEDIA_KEYS = ("pixel_values_videos", "input_values", "video_features", "audio_features", "media_mask")
 
 
 class AffectGPTForConditionalGeneration(AffectGPTPreTrainedModel, GenerationMixin):
@@ -339,10 +329,10 @@ class AffectGPTForConditionalGeneration(AffectGPTPreTrainedModel, GenerationMixi
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
                 pixel_values_videos=None, input_values=None, video_features=None, audio_features=None,
-                video_mask=None, audio_mask=None, labels=None, logits_to_keep=0, use_cache=None, **kwargs):
+                media_mask=None, labels=None, logits_to_keep=0, use_cache=None, **kwargs):
         "Logits [batch, length, vocabulary], and the mean token loss where `labels` are given"
         out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, pixel_values_videos,
-                         input_values, video_features, audio_features, video_mask, audio_mask, use_cache, **kwargs)
+                         input_values, video_features, audio_features, media_mask, use_cache, **kwargs)
         logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep if logits_to_keep else 0:])
         loss = None
         if labels is not None:
@@ -413,6 +403,13 @@ def clip_of(
     if len(clips) > 1: raise ValueError(f"a chat is about one clip; this one holds {len(clips)}")
     return clips[0] if clips else None
 
+
+def clips_of(
+    chats:list,   # Conversations
+)->list:          # Their clip parts, in order
+    "The clips that a batch of chats is about"
+    return [clip for chat in chats if (clip := clip_of(chat))]
+
 # %% ../nbs/07_model.ipynb #n203
 FRAME = "{multi}{audio}{video}\nSubtitle: {subtitle}\n{question}"
 FIELDS = ["multi", "audio", "video", "subtitle", "question"]
@@ -437,7 +434,8 @@ class AffectGPTProcessor(ProcessorMixin):
         tokenizer=None,           # With the placeholders and tags of `train_tokenizer`
         chat_template=None,       # The tokenizer's, if none; in `compat` the frame is all that there is
         frame=None,               # Template of a prompt with `FIELDS`; `FRAME` if none
-        visual="frame",           # What is looked at: "frame" or "face"
+        visual="frame",           # What is seen of a clip: "frame" or "face", see `read_clip`
+        frames_by="index",        # How frames are chosen: "index" or "time", see `read_video`
         compat=None,              # "affectgpt": prepare media and text as the released weights expect them
         **kwargs
     ):
@@ -445,7 +443,7 @@ class AffectGPTProcessor(ProcessorMixin):
             raise ValueError("compat='affectgpt' needs the authors' prompt as `frame`: the released weights know no other wording")
         if compat: chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
         super().__init__(image_processor, feature_extractor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
-        self.frame, self.visual, self.compat = check_frame(frame or FRAME), visual, compat
+        self.frame, self.visual, self.frames_by, self.compat = check_frame(frame or FRAME), visual, frames_by, compat
         self.features = None      # A `FeatureCache`: then cached features are given in place of raw media
 
     @property
@@ -453,18 +451,14 @@ class AffectGPTProcessor(ProcessorMixin):
         "Ids of <multi>, <audio>, <video>: never to be sampled"
         return self.tokenizer.convert_tokens_to_ids(PLACEHOLDERS)
 
-    def masks(self, clip:dict)->dict:
-        "video_mask and audio_mask [], bool: what there is of a clip"
-        seen = clip.get("video") or self.visual == "face" and clip.get("face")
-        return dict(video_mask=torch.tensor(bool(seen)), audio_mask=torch.tensor(bool(clip.get("audio"))))
-
     def read_clip(self, clip:dict)->dict:
-        "pixel_values_videos [frames, 3, h, w], input_values [pieces, samples] and the masks of one clip"
-        masks, media = self.masks(clip), read_clip(clip, visual=self.visual)
+        "pixel_values_videos [frames, 3, h, w], input_values [pieces, samples] and media_mask [2] of one clip"
+        media = read_clip(clip, visual=self.visual, by=self.frames_by)
         turned = self.visual == "face" and not self.compat  # faces are stored blue first, as the released weights have seen them
         pictures = np.ascontiguousarray(media.pictures[..., ::-1]) if turned else media.pictures
         pixels = self.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
-        return dict(pixel_values_videos=pixels * masks["video_mask"], input_values=self.sound(media.pieces), **masks)
+        mask = torch.tensor(media.present)
+        return dict(pixel_values_videos=pixels * mask[0], input_values=self.sound(media.pieces), media_mask=mask)
 
     def sound(self, pieces:np.ndarray)->torch.Tensor:
         "Pieces [pieces, samples], normalised each on its own; in `compat` all together, after the mean of each is taken away"
@@ -472,12 +466,13 @@ class AffectGPTProcessor(ProcessorMixin):
         return self.feature_extractor(waves, sampling_rate=16000, return_tensors="pt")["input_values"].view(pieces.shape)
 
     def load_clips(self, clips:list)->dict:
-        "Tensors of a batch of clips, each distinct clip read once"
+        "Tensors of a batch of clips, each distinct clip read once; `media_mask` only where something is missing"
         read, cache = self.features or self.read_clip, {}
         keys = [tuple(clip.get(k) for k in ("video", "audio", "face")) for clip in clips]
         for key, clip in zip(keys, clips):
-            if key not in cache: cache[key] = {**self.masks(clip), **read(clip)}
-        return {k: torch.stack([cache[key][k] for key in keys]) for k in cache[keys[0]]} if keys else {}
+            if key not in cache: cache[key] = read(clip)
+        batch = {k: torch.stack([cache[key][k] for key in keys]) for k in cache[keys[0]]} if keys else {}
+        return {k: x for k, x in batch.items() if k != "media_mask" or not x.all()}
 
     def as_text(self, chat:list)->list:
         "The messages of a chat, each with its parts written as text, the clip in the frame"
@@ -500,8 +495,7 @@ class AffectGPTProcessor(ProcessorMixin):
         if not tokenize: return texts[0] if single else texts
         out = self.tokenizer(texts, padding=padding, padding_side=padding_side, add_special_tokens=False,
                              return_tensors=return_tensors, return_token_type_ids=False)
-        clips = [clip for chat in chats if (clip := clip_of(chat))]
-        return BatchFeature({**out, **self.load_clips(clips)}) if return_dict else out["input_ids"]
+        return BatchFeature({**out, **self.load_clips(clips_of(chats))}) if return_dict else out["input_ids"]
 
     def training_batch(
         self,
@@ -754,19 +748,8 @@ def as_row(
 )->dict:        # A row
     "A clip as a row of a data set"
     if not isinstance(clip, (str, Path)): return clip
-    path = str(clip)
-    return dict(name=Path(path).stem, video=path, audio=path if has_sound(path) else "", subtitle="")
-
-
-def has_sound(
-    path,       # A video file
-)->bool:
-    "Has the file a sound track?"
-    import av
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with av.open(str(path)) as box: return bool(box.streams.audio)
-    except av.error.FFmpegError as e: raise ValueError(f"{path}: cannot be decoded as video ({e.strerror})") from e
+    pictures, sound = (str(clip) if there else "" for there in _streams(clip))
+    return dict(name=Path(clip).stem, video=pictures, audio=sound, subtitle="")
 
 # %% ../nbs/07_model.ipynb #n504
 class AffectGPT:
@@ -810,8 +793,8 @@ class AffectGPT:
         ids = out.sequences[0, inputs["input_ids"].shape[1]:]
         logps = torch.stack(out.logits, 1)[0].float().log_softmax(-1).gather(-1, ids[:, None])[:, 0].cpu()
         reply = tokenizer.decode(ids, skip_special_tokens=True).split(END)[0] if stop else tokenizer.decode(ids, skip_special_tokens=True)
-        said, masks = parse_response(reply, mode), self.processor.masks(row)
-        used = dict(video=bool(masks["video_mask"]), audio=bool(masks["audio_mask"]), subtitle=bool(row["subtitle"]))
+        said, there = parse_response(reply, mode), inputs["media_mask"][0].tolist() if "media_mask" in inputs else (True, True)
+        used = dict(video=there[0], audio=there[1], subtitle=bool(row["subtitle"]))
         return Prediction(reply, said.think, said.answer, said.labels, label_probabilities(tokenizer, ids.tolist(), logps, said.labels),
                           (wheels or load_wheels()).coverage(said.labels), used)
 

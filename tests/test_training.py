@@ -62,7 +62,7 @@ def test_features_reach_the_log_probs_of_the_loss(lab):
     batch = generated(t)
     ids, mask, n = sequences(batch)
     media = {k: batch[k] for k in MEDIA_KEYS if k in batch}
-    assert set(media) == {"video_features", "audio_features", "video_mask", "audio_mask"}
+    assert set(media) == {"video_features", "audio_features"}
 
     def logps(features):
         t._media = features
