@@ -201,10 +201,10 @@ def _read_synonyms(lines, wheel_words):
         for i, word in enumerate(anchors): found.setdefault(word, []).append((i, anchors))
         for word in members: found.setdefault(word, []).append((0, anchors))
     def ordered(word):
-        lines = found.get(word, [])
-        if len(lines) == 1 and word not in wheel_words: return lines[0][1]
+        lines = sorted(found.get(word, []), key=lambda x: x[0])
+        if lines and lines[0][0] == 0: lines = [l for l in lines if l[0] == 0]   # further back it lends its name to other words
         own = [word] if word in wheel_words else []
-        return list(dict.fromkeys(chain(own, *(anchors for _, anchors in sorted(lines, key=lambda x: x[0])))))
+        return list(dict.fromkeys(chain(own, *(anchors for _, anchors in lines))))
     return {w: ordered(w) for w in sorted(wheel_words.union(found))}
 
 # %% ../nbs/02_wheels.ipynb #c021

@@ -37,13 +37,24 @@ def test_every_form_is_somewhere():
 @pytest.mark.parametrize("word,sectors", {
     "happy": "joy joyful happy joy joy", "joyful": "joy joyful happy joy joy", "delighted": "joy joyful happy joy joy",
     "anxious": "fear scared fearful fear fear", "worried": "fear scared fearful fear fear", "nervous": "fear scared fearful fear fear",
-    "frustrated": "sadness mad angry anger anger", "irritated": "anger mad angry anger anger", "furious": "anger mad angry anger anger",
-    "relieved": "joy peaceful happy love joy", "grateful": "joy peaceful happy love love", "sorrowful": "sadness sad sad sadness sadness",
+    "frustrated": "anger mad angry anger anger", "irritated": "anger mad angry anger anger", "furious": "anger mad angry anger anger",
+    "relieved": "joy peaceful happy love joy", "grateful": "None peaceful happy None None", "sorrowful": "sadness sad sad sadness sadness",
     "terrified": "fear scared fearful fear fear", "disgusting": "disgust None disgusted anger anger", "astonished": "surprise powerful surprised surprise surprise",
     "lonely": "sadness sad sad sadness sadness", "jealous": "anger mad angry anger anger", "neutral": "None None None None None"}.items())
 def test_common_words(word, sectors):
     for spelling in (word, word.upper(), f"  {word}\n"):
         assert [str(w.cluster(spelling, i)) for i in range(1, 6)] == sectors.split()
+
+@pytest.mark.parametrize("british,american", [("demoralised", "demoralized"), ("dishonoured", "dishonored"), ("apologising", "apologizing"), ("paralysed", "paralyzed"),
+    ("honoured", "honored"), ("good-humoured", "good-humored"), ("fulfilment", "fulfillment"), ("offence", "offense"), ("sceptical", "skeptical"), ("cosy", "cozy"),
+    ("light-hearted", "lighthearted"), ("light-hearted", "light hearted"), ("judgemental", "judgmental"), ("traumatised", "traumatized"), ("tranquillity", "tranquility")])
+def test_both_spellings(british, american):
+    assert [w.cluster(british, i) for i in range(1, 6)] == [w.cluster(american, i) for i in range(1, 6)] != [None]*5
+
+def test_a_wheel_word_lends_its_name_without_taking_the_place_of_others():
+    "`trust` stands near the front of the lines for caring and for confident; where it is not printed it is dropped all the same"
+    assert w.coverage(["trust", "caring", "confident"]).values[:, :5].tolist() == [
+        ["trust", "peaceful", "happy", None, None], ["trust", "peaceful", "happy", "love", "love"], ["trust", "powerful", "happy", "joy", "joy"]]
 
 def test_level_two_lies_within_level_one():
     for wheel in w.names:
