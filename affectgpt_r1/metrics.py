@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .labels import _short, parse_labels
-from .wheels import EmotionWheels, _read_pickled, load_wheels
+from .wheels import EmotionWheels, _read_npz, load_wheels
 
 # %% ../nbs/03_metrics.ipynb #c010
 def _labels(x, who):
@@ -500,7 +500,7 @@ def _read_gold(path, key):
     if path.suffix == ".csv":
         table = pd.read_csv(path)
         return {n: parse_labels(x, strict=True) or ["neutral"] for n, x in zip(table["name"], table["openset"])}
-    d = _read_pickled(path)
+    d = _read_npz(path)
     if split not in d: raise ValueError(f"{path} has no split {split}; it holds {', '.join(d)}")
     if kind == "WAF": return {n: x["val"] for n, x in d[split].items()}
     gold = {n: classes[x["emo"]] if classes else x["emo"] for n, x in d[split].items()}
@@ -523,7 +523,7 @@ def _answer_files(predictions, key):
     return found
 
 def _read_answers(path):
-    d = _read_pickled(path)
+    d = _read_npz(path)
     if missing := [k for k in ("filenames", "fileitems") if k not in d]:
         raise ValueError(f"{path} has no entry {', '.join(missing)}")
     return dict(zip(d["filenames"].tolist(), d["fileitems"].tolist()))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from affectgpt_r1.metrics import ew_rewards, ew_score, hit_rate, mer2025_score, ovmer_score, sentiment_score, unibench
-from affectgpt_r1.wheels import _read_pickled, load_wheels
+from affectgpt_r1.wheels import _read_npz, load_wheels
 
 repo = Path(__file__).resolve().parents[1]
 root = Path(os.environ.get("AFFECTGPT_R1_REFERENCE", repo.parent/"shared/reference"))
@@ -62,7 +62,7 @@ MELD = "anger joy sadness neutral disgust fear surprise".split()
 IEMOCAP = "happy sad neutral anger".split()
 
 def gold_of(dataset):
-    labels = _read_pickled(root/f"labels/{LABELS[dataset]}.npz")
+    labels = _read_npz(root/f"labels/{LABELS[dataset]}.npz")
     if dataset == "mer2023": return {n: x["emo"] for n, x in labels["test1_corpus"].items()}
     if dataset == "meld": return {n: MELD[x["emo"]] for n, x in labels["test_corpus"].items()}
     if dataset == "iemocapfour": return {n: IEMOCAP[x["emo"]] for n, x in labels["whole_corpus"].items() if n[4] == "5"}
@@ -132,8 +132,10 @@ def test_mixed_up_folders_are_named(tmp_path):
     (tmp_path/"wheel3.xlsx").unlink()
     with pytest.raises(FileNotFoundError, match="lacks wheel3.xlsx"): load_wheels("v1", tmp_path)
     (tmp_path/"wheel3.xlsx").write_bytes((tmp_path/"wheel1.xlsx").read_bytes())
-    with pytest.raises(ValueError, match="not the published 'v1'.*wheel words|synonym.xlsx"): load_wheels("v1", tmp_path)
+    with pytest.raises(ValueError, match=r"Not as published: wheel3.xlsx$"): load_wheels("v1", tmp_path)
     (tmp_path/"wheel3.xlsx").write_bytes((root/"emotion_wheel/v1/wheel3.xlsx").read_bytes())
     text = (tmp_path/"format.csv").read_text().splitlines(keepends=True)
     (tmp_path/"format.csv").write_text("".join(text[:-1]))
-    with pytest.raises(ValueError, match="not the published 'v1'"): load_wheels("v1", tmp_path)
+    with pytest.raises(ValueError, match=r"not the published 'v1' \(.*forms: \d+ instead of 7386.*Not as published: format.csv$"): load_wheels("v1", tmp_path)
+    (tmp_path/"format.csv").write_text("".join(text) + "\n\n")    # saved anew, the same in content
+    assert load_wheels("v1", tmp_path).fingerprint == load_wheels("v1", root/"emotion_wheel/v1").fingerprint
