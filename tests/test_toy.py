@@ -10,12 +10,13 @@ import pytest
 from affectgpt_r1 import toy
 from affectgpt_r1.labels import parse_labels
 from affectgpt_r1.media import read_video, read_waveform
+from affectgpt_r1.metrics import UNIBENCH
 from affectgpt_r1.toy import EMOTIONS, State, clip_rng, draw_state, draw_video, make_toy_corpus, synth_voice
 from affectgpt_r1.wheels import load_wheels
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch): monkeypatch.setitem(toy.TOY_SIZES, "few", dict(caption=5, human=4, test=3))
+def small(monkeypatch): monkeypatch.setitem(toy.TOY_SIZES, "few", dict(caption=5, human=4, test=3, unibench=4))
 
 
 def digest(root): return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob("*")) if p.is_file()}
@@ -30,7 +31,7 @@ def test_layout(corpus):
     assert pd.read_csv(corpus/"track2_train_mercaptionplus.csv").columns.tolist() == ["name", "openset"]
     assert pd.read_csv(corpus/"track3_train_ovmerd.csv").columns.tolist() == ["name", "reason"]
     assert pd.read_csv(corpus/"subtitle_chieng.csv").columns.tolist() == ["name", "chinese", "english"]
-    assert pd.read_csv(corpus/"oracle.csv")["split"].value_counts().to_dict() == dict(caption=5, human=4, test=3)
+    assert pd.read_csv(corpus/"oracle.csv")["split"].value_counts().to_dict() == dict(caption=5, human=4, test=3) | dict.fromkeys(UNIBENCH, 4)
     assert "no recording" in json.loads((corpus/"corpus.json").read_text())["note"]
     n = len(read_waveform(corpus/"audio/human_00000.wav"))
     assert 2.4*16000 <= n <= 4*16000 and read_video(corpus/"video/human_00000.mp4").shape == (8, 96, 96, 3)
@@ -81,15 +82,20 @@ def test_refusals(corpus, tmp_path):
     assert [p.name for p in (tmp_path/"mine").iterdir()] == ["thesis.tex"]
 
 
-def test_presets(): assert toy.TOY_SIZES["toy"] == dict(caption=1000, human=320, test=320) and toy.TOY_SIZES["smoke"] == dict(caption=96, human=48, test=32)
+def test_presets():
+    assert toy.TOY_SIZES["toy"] == dict(caption=1000, human=320, test=320, unibench=40)
+    assert toy.TOY_SIZES["smoke"] == dict(caption=96, human=48, test=32, unibench=6)
 
 
 def test_states():
     states = [draw_state(clip_rng(0, f"human_{i:05d}", "state")) for i in range(3000)]
     n = Counter(s.primary for s in states)
-    assert set(n) == set(EMOTIONS) and all(abs(n[e]/3000-p) < .03 for e, p in toy.PRIORS.items())
-    assert all(0 < s.intensity <= 1 and s.secondary != s.primary for s in states)
-    assert all(abs(np.mean([getattr(s, c) == "flat" for s in states])-.1) < .02 for c in ("face", "voice"))
+    neutral, felt = [s for s in states if s.primary == "neutral"], [s for s in states if s.primary != "neutral"]
+    assert abs(len(neutral)/3000-toy.NEUTRAL) < .01 and set(n) == {*EMOTIONS, "neutral"}
+    assert all(abs(n[e]/len(felt)-p) < .03 for e, p in toy.PRIORS.items())
+    assert all(0 < s.intensity <= 1 and s.secondary != s.primary for s in felt)
+    assert all(abs(np.mean([getattr(s, c) == "flat" for s in felt])-.1) < .02 for c in ("face", "voice"))
+    assert set(neutral) == {State("neutral", 0., "", "flat", "flat", "small talk")}
 
 
 @pytest.mark.parametrize("emotion", EMOTIONS)
@@ -101,10 +107,11 @@ def test_words_are_on_the_wheels(emotion):
 
 
 def test_annotators():
-    states = [draw_state(clip_rng(1, f"x{i}", "state")) for i in range(500)]
+    states = [s for i in range(500) if (s := draw_state(clip_rng(1, f"x{i}", "state"))).primary != "neutral"]
     human = [toy.human_labels(s, clip_rng(1, f"x{i}", "labels")) for i, s in enumerate(states)]
     caption = [toy.caption_labels(s, clip_rng(1, f"x{i}", "labels")) for i, s in enumerate(states)]
     home = {w: e for e, bands in toy.WORDS.items() for b in bands for w in b}
+    home |= {b: home[a] for a, b in toy.BRITISH.items()}
     assert all(1 <= len(h) <= 6 and len(set(h)) == len(h) and home[h[0]] == s.primary for h, s in zip(human, states))
     assert all(1 <= len(c) <= 5 for c in caption) and .68 < np.mean([home[c[0]] == s.primary for c, s in zip(caption, states)]) < .86
     assert all(12 <= len(toy.describe(s, clip_rng(1, f"x{i}", "reason")).split()) <= 30 for i, s in enumerate(states))
