@@ -6,24 +6,26 @@
 __all__ = ['PRIORS', 'EMOTIONS', 'NEUTRAL', 'SECOND', 'SHOWN', 'SPOKEN', 'PLEASANT', 'FACE_LOOK', 'VOICE_LOOK', 'PARTS', 'LOOKS',
            'MARKS', 'VOICE_PARTS', 'VOICE_FLAT', 'VOICES', 'VOICE_MARKS', 'LINES', 'SMALL_TALK', 'WORDS', 'BRITISH',
            'ASSOCIATED', 'FACE_CLUES', 'FACE_MARK_CLUES', 'VOICE_CLUES', 'VOICE_MARK_CLUES', 'SAFE_WORDS', 'EMOTION_OF',
-           'VALENCE', 'SHARES', 'BENCH', 'TOY_SIZES', 'State', 'settle', 'draw_state', 'clip_rng', 'face_track',
-           'draw_face', 'draw_video', 'voice_numbers', 'synth_part', 'synth_voice', 'draw_words', 'human_labels',
-           'describe', 'seen_as', 'caption_labels', 'BenchFolder', 'make_toy_corpus']
+           'VALENCE', 'SHARES', 'BENCH', 'TOY_SIZES', 'CHANNELS', 'BAND_SHARES', 'State', 'clip_rng', 'settle',
+           'draw_state', 'face_track', 'draw_face', 'draw_video', 'voice_numbers', 'synth_part', 'synth_voice',
+           'draw_words', 'human_labels', 'describe', 'seen_as', 'caption_labels', 'BenchFolder', 'make_toy_corpus',
+           'load_states', 'read_channel', 'state_prior', 'Oracle', 'oracle_scores']
 
 # %% ../nbs/06_toy.ipynb #c003
-import csv, io, json, math, multiprocessing, os, shutil, zlib
+import csv, io, itertools, json, math, multiprocessing, os, shutil, zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
-import av
+import av, cv2
 import numpy as np
+import pandas as pd
 import soundfile as sf
 from tqdm.auto import tqdm
+from .labels import parse_labels
 from .media import _write_video
-from .metrics import UNIBENCH
-
-# %% ../nbs/06_toy.ipynb #c004
-import cv2
+from .metrics import UNIBENCH, ew_score
+from .wheels import load_wheels
 
 # %% ../nbs/06_toy.ipynb #c007
 PRIORS = dict(happy=.16, sad=.17, angry=.17, scared=.16, surprised=.16, disgusted=.09, calm=.09)
@@ -50,6 +52,14 @@ VOICE_LOOK = dict(happy="lively", surprised="lively", angry="strained", scared="
                   sad="heavy", disgusted="heavy", calm="even")
 
 # %% ../nbs/06_toy.ipynb #c014
+def clip_rng(
+    seed:int, # Seed of the corpus
+    name:str, # Name of the clip
+    part:str, # "state", "face", "voice", "words" or "labels"
+)->np.random.Generator:
+    "The generator of one part of one clip"
+    return np.random.default_rng([seed, zlib.crc32(name.encode()), zlib.crc32(part.encode())])
+
 def settle(
     p, s, intensity, face, voice, words, # Drawn independently
 )->State:
@@ -71,15 +81,6 @@ def draw_state(
     if primary and primary != p: p, s = primary, p if s == primary else s
     return settle(p, s if second < SECOND else "", intensity, face, voice, words)
 
-# %% ../nbs/06_toy.ipynb #t014
-def clip_rng(
-    seed:int, # Seed of the corpus
-    name:str, # Name of the clip
-    part:str, # "state", "face", "voice", "words" or "labels"
-)->np.random.Generator:
-    "The generator of one part of one clip"
-    return np.random.default_rng([seed, zlib.crc32(name.encode()), zlib.crc32(part.encode())])
-
 # %% ../nbs/06_toy.ipynb #c018
 PARTS = ["raise_", "slant", "eyes", "curve", "open_", "width", "flush", "green", "pale",
          "tears", "nose", "drop", "tilt", "bob", "shake", "warm", "cold"]
@@ -96,7 +97,7 @@ MARKS = dict(
     angry=dict(flush=.8, open_=.4, shake=.5, warm=.3),
     disgusted=dict(green=1, nose=1, open_=.1, width=-.3, tilt=.5))
 
-# %% ../nbs/06_toy.ipynb #c019
+# %% ../nbs/06_toy.ipynb #c021
 def _vector(d, parts):
     "The numbers of `d` in the order of `parts`"
     return np.array([d.get(k, 0.) for k in parts])
@@ -111,7 +112,6 @@ def _smooth(x):
     x = np.clip(x, 0, 1)
     return x*x*(3-2*x)
 
-# %% ../nbs/06_toy.ipynb #c021
 def face_track(
     state:State,  # What the clip means
     n_frames:int, # Frames of the clip
@@ -162,7 +162,7 @@ class _Pen:
     def line(self, xy, colour, thick): cv2.polylines(self.img, [self.pts(xy)], False, _colour(colour), thick, cv2.LINE_AA, 4)
     def shape(self, xy, colour): cv2.fillPoly(self.img, [self.pts(xy)], _colour(colour), cv2.LINE_AA, 4)
 
-# %% ../nbs/06_toy.ipynb #c025
+# %% ../nbs/06_toy.ipynb #c026
 def _draw_head(pen, p, who):
     "Hair, skin, cheeks"
     skin = _mix(who["skin"], (225, 60, 45), .55*p["flush"])
@@ -198,7 +198,6 @@ def _draw_mouth(pen, p, skin):
     pen.shape(top+low[::-1], (90, 20, 25))
     for lip in (top, low): pen.line(lip, (150, 40, 50), 2)
 
-# %% ../nbs/06_toy.ipynb #c026
 def draw_face(
     p:dict,   # The face's numbers, by the names in `PARTS`, and `time` in seconds
     who:dict, # Whose face it is
@@ -272,7 +271,7 @@ def _vowels(x, which, rng, sr):
         out += np.fft.irfft(spec*gain.astype(np.float32), len(x))*(vowel == v)
     return out
 
-# %% ../nbs/06_toy.ipynb #c033
+# %% ../nbs/06_toy.ipynb #c034
 def voice_numbers(
     state:State,     # What the clip means
     rng,             # A numpy generator
@@ -305,7 +304,6 @@ def synth_part(
     x = np.tanh(x*(1+p["harsh"]))/np.tanh(1+p["harsh"]) + .45*p["breath"]*rng.standard_normal(n, np.float32)
     return p["level"]*loud*(1-np.minimum(.85, p["tremor"])*(.5+.5*waver))*x
 
-# %% ../nbs/06_toy.ipynb #c034
 def synth_voice(
     state:State,     # What the clip means
     seconds:float,   # Length
@@ -370,7 +368,6 @@ SMALL_TALK = [
     "The shop opens on Monday.|商店星期一开门。", "That is what she said.|她就是这么说的。",
     "I have to go now.|我得走了。", "There are two of them.|有两个。"]
 
-# %% ../nbs/06_toy.ipynb #c039
 def draw_words(
     state:State, # What the clip means
     rng,         # A numpy generator
@@ -399,7 +396,7 @@ BRITISH = dict(honored="honoured", energized="energised", demoralized="demoralis
 ASSOCIATED = dict(happy="surprised trusting", sad="worried ashamed", angry="hurt disgusted",
     scared="surprised sad", surprised="curious worried", disgusted="annoyed uncomfortable", calm="trusting thoughtful")
 
-# %% ../nbs/06_toy.ipynb #c043
+# %% ../nbs/06_toy.ipynb #c044
 def _band(intensity): return min(2, int(intensity*3))
 
 def _synonyms(emotion, intensity, k, rng):
@@ -408,7 +405,6 @@ def _synonyms(emotion, intensity, k, rng):
     p = np.array([w for _,w in words])
     return [words[i][0] for i in rng.choice(len(words), k, replace=False, p=p/p.sum())]
 
-# %% ../nbs/06_toy.ipynb #c044
 def human_labels(
     state:State, # What the clip means
     rng,         # A numpy generator
@@ -443,7 +439,7 @@ VOICE_MARK_CLUES = dict(
     scared="The voice is high and trembling.", surprised="The voice is high and rises.",
     angry="The voice is loud and harsh.", disgusted="The voice is slow and creaks.")
 
-# %% ../nbs/06_toy.ipynb #c049
+# %% ../nbs/06_toy.ipynb #c050
 def _clue(emotion, shown, look, shared, marked, rng, wrong=.1):
     "A sentence on what one channel shows"
     if rng.random() < wrong: emotion = str(rng.choice(EMOTIONS))
@@ -465,7 +461,6 @@ def _misread(e, rng):
     twins = [o for o in EMOTIONS if o != e and (FACE_LOOK[o] == FACE_LOOK[e] or VOICE_LOOK[o] == VOICE_LOOK[e])]
     return str(rng.choice(twins if twins and rng.random() < .6 else [o for o in EMOTIONS if o != e]))
 
-# %% ../nbs/06_toy.ipynb #c050
 SAFE_WORDS = ["worried", "confused"] # What an automatic captioner writes when in doubt
 
 def describe(
@@ -545,7 +540,6 @@ def _quiet():
     "One thread per worker: the workers are the parallelism"
     cv2.setNumThreads(0)
 
-# %% ../nbs/06_toy.ipynb #c060
 def _write_csv(path, header, rows):
     "A csv file with `header` and `rows`"
     text = io.StringIO(newline="")
@@ -588,21 +582,6 @@ SHARES = dict( # clips of each class in the published test set
     MELD=dict(neutral=1256, joy=402, anger=345, surprise=281, sadness=208, disgust=68, fear=50),
     CMUMOSI=_sentiment(30, 686), CMUMOSEI=_sentiment(1025, 4659), SIMS=_sentiment(69, 457), SIMSv2=_sentiment(123, 1034))
 
-# %% ../nbs/06_toy.ipynb #t062
-def _classes(key, n, rng):
-    "`n` classes of a set in their shares, in random order"
-    shares = SHARES[key]
-    edges = np.cumsum(list(shares.values()))
-    return [list(shares)[i] for i in rng.permutation(np.searchsorted(edges, (np.arange(n)+.5)/n*edges[-1]))]
-
-def _gold(key, c, state):
-    "What the label file says of a clip of class `c`; emo 0 and val -10 are the published fillers"
-    *_, measure, classes = UNIBENCH[key]
-    top = 1 if key.startswith("SIMS") else 3
-    if measure == "WAF": return dict(emo=0, val=round(top*VALENCE[state.primary]*state.intensity, 1))
-    return dict(emo=classes.index(c) if classes else c, val=-10)
-
-# %% ../nbs/06_toy.ipynb #t064
 @dataclass(frozen=True)
 class BenchFolder:
     "Where a set of MER-UniBench keeps its files, and how it calls its clips"
@@ -634,6 +613,19 @@ BENCH = dict(
                            subtitles="subtitle_eng.csv", columns=("sentence",)))
 
 # %% ../nbs/06_toy.ipynb #t065
+def _classes(key, n, rng):
+    "`n` classes of a set in their shares, in random order"
+    shares = SHARES[key]
+    edges = np.cumsum(list(shares.values()))
+    return [list(shares)[i] for i in rng.permutation(np.searchsorted(edges, (np.arange(n)+.5)/n*edges[-1]))]
+
+def _gold(key, c, state):
+    "What the label file says of a clip of class `c`; emo 0 and val -10 are the published fillers"
+    *_, measure, classes = UNIBENCH[key]
+    top = 1 if key.startswith("SIMS") else 3
+    if measure == "WAF": return dict(emo=0, val=round(top*VALENCE[state.primary]*state.intensity, 1))
+    return dict(emo=classes.index(c) if classes else c, val=-10)
+
 def _bench(root, key): return root/"unibench"/BENCH[key].root
 
 def _bench_clips(key, split, k, n, seed):
@@ -663,7 +655,11 @@ def _write_ovmerd_plus(root, test, n, seed):
     _write_subtitles(_bench(root, "OVMERDPlus")/here.subtitles, test | new, seed, here.columns)
     return new
 
-# %% ../nbs/06_toy.ipynb #t067
+# %% ../nbs/06_toy.ipynb #c062
+TOY_SIZES = dict( # clips of each split; of each test set of MER-UniBench
+    toy=dict(caption=1000, human=320, test=320, unibench=40), smoke=dict(caption=96, human=48, test=32, unibench=6))
+
+# %% ../nbs/06_toy.ipynb #c064
 def _files(root, split, name):
     "Video and sound of a clip"
     if split in LABEL_FILES: return root/f"video/{name}.mp4", root/f"audio/{name}.wav"
@@ -678,17 +674,6 @@ def _link(file, copy):
         except OSError: shutil.copyfile(file, part)
     _replace(copy, write)
 
-# %% ../nbs/06_toy.ipynb #t069
-def _write_oracle(root, states):
-    "The states of all clips (split -> name -> state)"
-    rows = [[n, split, *astuple(s)] for split,ss in states.items() for n,s in ss.items()]
-    _write_csv(root/"oracle.csv", ["name", "split", *(f.name for f in fields(State))], rows)
-
-# %% ../nbs/06_toy.ipynb #c062
-TOY_SIZES = dict( # clips of each split; of each test set of MER-UniBench
-    toy=dict(caption=1000, human=320, test=320, unibench=40), smoke=dict(caption=96, human=48, test=32, unibench=6))
-
-# %% ../nbs/06_toy.ipynb #c063
 def _claim(root, card):
     "Mark `root` as the place of the corpus described by `card`, or refuse"
     file = root/"corpus.json"
@@ -699,7 +684,6 @@ def _claim(root, card):
     elif any(root.iterdir()): raise ValueError(f"{root} is not empty and holds no toy corpus: choose another folder")
     else: _replace(file, lambda p: p.write_text(json.dumps(card, indent=2)+"\n"))
 
-# %% ../nbs/06_toy.ipynb #c064
 def _make_clips(jobs, workers, progress):
     "Make every clip of `jobs`, in `workers` processes"
     todo = [j for j in jobs if not (j[0].exists() and j[1].exists())]
@@ -712,7 +696,11 @@ def _make_clips(jobs, workers, progress):
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
             for _ in pool.map(_make_clip, todo, chunksize=8): bar.update()
 
-# %% ../nbs/06_toy.ipynb #c065
+def _write_oracle(root, states):
+    "The states of all clips (split -> name -> state)"
+    rows = [[n, split, *astuple(s)] for split,ss in states.items() for n,s in ss.items()]
+    _write_csv(root/"oracle.csv", ["name", "split", *(f.name for f in fields(State))], rows)
+
 def _write_files(root, sizes, seed):
     "Everything but the media; returns the states of all clips (split -> name -> state)"
     names = {split: [f"{PREFIX[split]}_{i:05d}" for i in range(sizes[split])] for split in LABEL_FILES}
@@ -745,3 +733,119 @@ def make_toy_corpus(
     for n in states["test"]:
         for file,copy in zip(_files(root, "test", n), _files(root, "OVMERDPlus", n)): _link(file, copy)
     return root
+
+# %% ../nbs/06_toy.ipynb #t079
+def load_states(
+    root,             # Folder of a toy corpus
+    split:str="test", # "caption", "human", "test" or a key of `BENCH`
+)->dict:              # Name -> state
+    "What the clips of a split mean, from `oracle.csv`"
+    table = pd.read_csv(Path(root)/"oracle.csv", keep_default_na=False).query("split == @split").drop(columns="split")
+    return {name: State(*state) for name,*state in table.itertuples(index=False)}
+
+# %% ../nbs/06_toy.ipynb #c081
+CHANNELS = ("face", "voice", "words")
+
+def read_channel(
+    state:State, # What the clip means
+    channel:str, # One of `CHANNELS`
+):               # Equal for two states where nobody could tell them apart
+    "What an observer without error reads in one channel; None where it says nothing"
+    if channel == "words": return dict(telling=state.primary, sarcastic="happy").get(state.words)
+    shown = getattr(state, channel)
+    if shown == "flat": return None
+    look = FACE_LOOK if channel == "face" else VOICE_LOOK
+    see = [(e if shown == "clear" else look[e]) if e else "" for e in (state.primary, state.secondary)]
+    return shown, *see, _band(state.intensity)
+
+# %% ../nbs/06_toy.ipynb #t092
+BAND_SHARES = {.25: (1/3-.15)/.85, .5: 1/3/.85, .85: 1/3/.85}   # an intensity of each band -> share of clips in the band
+
+@lru_cache(maxsize=1)
+def state_prior()->dict: # State -> probability; they add up to 1
+    "Every state that the process can draw"
+    prior = {State("neutral", 0., "", "flat", "flat", "small talk"): NEUTRAL}
+    for (p, a), *rest in itertools.product(*map(dict.items, (PRIORS, BAND_SHARES, SHOWN, SHOWN, SPOKEN))):
+        for s,b in {"": 1-SECOND, **{s: SECOND*q/(1-a) for s,q in PRIORS.items() if s != p}}.items():
+            state = settle(p, s, *(x for x,_ in rest))
+            prior[state] = prior.get(state, 0) + (1-NEUTRAL)*a*b*math.prod(q for _,q in rest)
+    return prior
+
+# %% ../nbs/06_toy.ipynb #t095
+def _annotators(meanings, draws, seed):
+    "`draws` label lists for each (primary, secondary, intensity)"
+    rng = np.random.default_rng(seed)
+    return [[human_labels(State(p, i, s), rng) for _ in range(draws)] for p,s,i in meanings]
+
+def _answers(wheels, most):
+    "One list of at most `most` words for every set of sectors that such lists reach: packed sectors -> words"
+    pack = lambda w: sum(int(c) << 64*k for k,c in enumerate(wheels.encode([w])))
+    one = {pack(w): [w] for bands in WORDS.values() for b in reversed(bands) for w in reversed(b) if wheels.encode([w]).any()}
+    found = new = one
+    for _ in range(most-1):
+        new = {a|b: words+one[b] for a,words in new.items() for b in one if a|b not in found}
+        found = found | new
+    return found
+
+def _expected(gold, masks):
+    "For each wheel: expected F [meanings, sets] of every set of sectors, and which set each answer reaches"
+    known = np.maximum((gold > 0).sum(-1), 1)*gold.shape[1]       # the F of a clip is averaged over the wheels that know its gold
+    for g,m in zip(np.moveaxis(gold, -1, 0)[..., None], masks.T):
+        sets, which = np.unique(m, return_inverse=True)
+        f = 2*np.bitwise_count(g & sets)/np.maximum(np.bitwise_count(g)+np.bitwise_count(sets), 1)
+        yield (f/known[..., None]).sum(1), which
+
+# %% ../nbs/06_toy.ipynb #t096
+class Oracle:
+    "An observer who knows the process and reads every look without error"
+    def __init__(self,
+        wheels=None,   # From `load_wheels`; the built-in ones by default
+        most:int=6,    # Words in an answer; with other wheels than the built-in ones 4 keeps it fast
+        draws:int=100, # Label lists that stand for all that annotators may write about a state
+        seed:int=0,    # Of those lists
+    ):
+        self.wheels, self.policies = wheels or load_wheels(), {}
+        self.meanings = {m: i for i,m in enumerate(dict.fromkeys(map(self._meaning, state_prior())))}
+        gold = [[self.wheels.encode(x) for x in xs] for xs in _annotators(self.meanings, draws, seed)]
+        found = _answers(self.wheels, most)
+        masks = np.array([[code >> 64*k & (1 << 64)-1 for k in range(len(self.wheels.names))] for code in found], np.uint64)
+        self.words, self._tables = [*found.values()], [*_expected(np.array(gold), masks)]
+
+    def _meaning(self, s): return s.primary, s.secondary, s.intensity
+
+    def _best(self, weights):
+        "The answer with the highest expected F under `weights` [meanings], and that times their sum"
+        value = sum((weights @ f)[which] for f,which in self._tables)
+        return self.words[value.argmax()], value.max()
+
+    def policy(self, channels):
+        "What is read -> (the best answer, its expected F times the probability of reading this)"
+        if channels not in self.policies:
+            weights = {}
+            for s,p in state_prior().items():
+                w = weights.setdefault(tuple(read_channel(s, c) for c in channels), np.zeros(len(self.meanings)))
+                w[self.meanings[self._meaning(s)]] += p
+            self.policies[channels] = {read: self._best(w) for read,w in weights.items()}
+        return self.policies[channels]
+
+    def answer(self,
+        state:State,       # What the clip means
+        channels=CHANNELS, # What may be read
+    )->list:
+        "The best answer to a clip for an observer of `channels`"
+        return self.policy(channels)[tuple(read_channel(state, c) for c in channels)][0]
+
+# %% ../nbs/06_toy.ipynb #c083
+def oracle_scores(
+    root,        # Folder of a toy corpus
+    wheels=None, # From `load_wheels`; the built-in ones by default
+)->pd.DataFrame: # One row per subset of `CHANNELS`: expected, ew_f, precision, recall, words
+    "The best possible answers to the test split for observers of each subset of the channels"
+    oracle, states = Oracle(wheels), load_states(root)
+    gold = pd.read_csv(Path(root)/LABEL_FILES["test"]).set_index("name")["openset"].to_dict()
+    rows = {}
+    for channels in (c for k in range(4) for c in itertools.combinations(CHANNELS, k)):
+        s = ew_score(gold, {n: oracle.answer(s, channels) for n,s in states.items()}, oracle.wheels)
+        value = sum(v for _,v in oracle.policy(channels).values())/(1-NEUTRAL)
+        rows[" + ".join(channels) or "nothing"] = dict(expected=value, ew_f=s.f, precision=s.precision, recall=s.recall, words=s.mean_labels)
+    return pd.DataFrame(rows).T.rename_axis("channels")
