@@ -12,7 +12,7 @@ __all__ = ['PRIORS', 'EMOTIONS', 'NEUTRAL', 'SECOND', 'SHOWN', 'SPOKEN', 'PLEASA
            'load_states', 'read_channel', 'state_prior', 'Oracle', 'oracle_scores']
 
 # %% ../nbs/06_toy.ipynb #c003
-import csv, io, itertools, json, math, multiprocessing, os, shutil, zlib
+import csv, io, itertools, json, math, multiprocessing, os, shutil, threading, zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from functools import lru_cache
@@ -536,9 +536,11 @@ def _cores():
     "Cores this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-def _quiet():
-    "One thread per worker: the workers are the parallelism"
+def _start_worker():
+    "One thread per worker, the workers are the parallelism; and none outlives a parent that is killed"
     cv2.setNumThreads(0)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 def _write_csv(path, header, rows):
     "A csv file with `header` and `rows`"
@@ -693,7 +695,7 @@ def _make_clips(jobs, workers, progress):
         if workers == 1:
             for j in todo: _make_clip(j); bar.update()
             return
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
             for _ in pool.map(_make_clip, todo, chunksize=8): bar.update()
 
 def _write_oracle(root, states):
@@ -725,6 +727,7 @@ def make_toy_corpus(
     root.mkdir(parents=True, exist_ok=True)
     note = "generated: no recording of people"
     _claim(root, dict(made_by="affectgpt_r1.toy", note=note, recipe=RECIPE, preset=preset, seed=seed, sizes=sizes))
+    for part in root.rglob(".[0-9]*-*"): part.unlink()               # half a file of a run that was killed
     for split in (*LABEL_FILES, *BENCH):
         for file in _files(root, split, ""): file.parent.mkdir(parents=True, exist_ok=True)
     states = _write_files(root, sizes, seed)
