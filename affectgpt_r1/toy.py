@@ -576,10 +576,11 @@ VALENCE = dict(happy=1, calm=.6, sad=-.8, angry=-.9, scared=-.7, disgusted=-.8, 
 def _mer(): return dict(angry=105, happy=93, neutral=88, worried=57, sad=50, surprise=18)
 
 def _sentiment(zeros, n):
-    "Half of the clips that have a sentiment are pleasant"
-    return {"neutral": zeros} | {e: p*(n-zeros) for e,p in zip(VALENCE, (.35, .15, .15, .15, .1, .1))}
+    "`zeros` of `n` clips are neutral, half of the others pleasant"
+    felt = dict(happy=.35, calm=.15, sad=.15, angry=.15, scared=.1, disgusted=.1)
+    return dict(neutral=zeros) | {e: p*(n-zeros) for e,p in felt.items()}
 
-SHARES = dict( # clips of each class in the published test set
+SHARES = dict( # clips of each class in the published test set; emotions where it has values
     MER2023=_mer(), MER2024=_mer(), IEMOCAPFour=dict(happy=442, neutral=384, sad=245, anger=170),
     MELD=dict(neutral=1256, joy=402, anger=345, surprise=281, sadness=208, disgust=68, fear=50),
     CMUMOSI=_sentiment(30, 686), CMUMOSEI=_sentiment(1025, 4659), SIMS=_sentiment(69, 457), SIMSv2=_sentiment(123, 1034))
@@ -588,7 +589,7 @@ SHARES = dict( # clips of each class in the published test set
 class BenchFolder:
     "Where a set of MER-UniBench keeps its files, and how it calls its clips"
     root:str                   # Folder of the set
-    name:object                # Function of split, its number and the clip's
+    name:callable              # (split, its number, the clip's number) -> name
     others:tuple=("train_corpus", "val_corpus") # Splits in the label file beside the test
     audio:str="audio"          # Folder of the wav files
     video:str="video"          # Folder of the videos
@@ -683,7 +684,7 @@ def _claim(root, card):
         found = json.loads(file.read_text())
         differ = [f"{k} {found.get(k)!r} instead of {card[k]!r}" for k in card if found.get(k) != card[k]]
         if differ: raise ValueError(f"{root} holds another corpus ({', '.join(differ)}): delete it or choose another folder")
-    elif any(root.iterdir()): raise ValueError(f"{root} is not empty and holds no toy corpus: choose another folder")
+    elif any(not p.match(".[0-9]*-corpus.json") for p in root.iterdir()): raise ValueError(f"{root} is not empty and holds no toy corpus: choose another folder")
     else: _replace(file, lambda p: p.write_text(json.dumps(card, indent=2)+"\n"))
 
 def _make_clips(jobs, workers, progress):

@@ -3,6 +3,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,15 +25,16 @@ from affectgpt_r1.toy import (
 from affectgpt_r1.wheels import load_wheels
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch): monkeypatch.setitem(toy.TOY_SIZES, "few", dict(caption=5, human=4, test=3, unibench=4))
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    with pytest.MonkeyPatch.context() as m: yield m.setitem(toy.TOY_SIZES, "few", dict(caption=5, human=4, test=3, unibench=4))
 
 
 def digest(root): return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
-@pytest.fixture
-def corpus(tmp_path): return make_toy_corpus(tmp_path/"deep/er/corpus", preset="few", workers=1, progress=False)
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory): return make_toy_corpus(tmp_path_factory.mktemp("toy")/"deep/er/corpus", preset="few", workers=1, progress=False)
 
 
 def test_layout(corpus):
@@ -55,13 +57,21 @@ def test_seed_matters(corpus, tmp_path):
     assert all(other[k] != v for k, v in digest(corpus).items())
 
 
-def test_resumes(corpus):
-    before = digest(corpus)
-    kept = corpus/"video/human_00000.mp4"
+def test_resumes(corpus, tmp_path):
+    root = shutil.copytree(corpus, tmp_path/"copy")
+    kept = root/"video/human_00000.mp4"
     stamp = kept.stat().st_mtime_ns
-    for lost in ("video/human_00002.mp4", "audio/sample_00001.wav", "oracle.csv"): (corpus/lost).unlink()
-    make_toy_corpus(corpus, preset="few", workers=1, progress=False)
-    assert digest(corpus) == before and kept.stat().st_mtime_ns == stamp
+    for lost in ("video/human_00002.mp4", "audio/sample_00001.wav", "oracle.csv", "unibench/meld-process/label.npz",
+                 "unibench/ovmerdplus-process/video/sample_00000.mp4", "unibench/iemocap-process/subvideo-tgt/Ses05M_impro01_F001.avi"): (root/lost).unlink()
+    make_toy_corpus(root, preset="few", workers=1, progress=False)
+    assert digest(root) == digest(corpus) and kept.stat().st_mtime_ns == stamp
+
+
+def test_killed_before_the_card(tmp_path):
+    "What is left of a corpus.json that was being written does not make the folder another's"
+    (tmp_path/".4711-corpus.json").write_text("{")
+    toy._claim(tmp_path, dict(seed=0))
+    assert json.loads((tmp_path/"corpus.json").read_text()) == dict(seed=0)
 
 
 def test_stopped_in_the_middle(corpus, tmp_path, monkeypatch):
