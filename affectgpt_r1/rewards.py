@@ -7,7 +7,8 @@ __all__ = ['PENALTIES', 'RECIPES', 'COMPONENTS', 'completion_text', 'format_rewa
            'accuracy_reward', 'Recipe', 'make_rewards']
 
 # %% ../nbs/10_rewards.ipynb #c003
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -68,52 +69,74 @@ def accuracy_reward(
     wheels,         # From `load_wheels`
     penalty="p2",   # A kind of `length_penalty`
     mode="answer",  # "answer" or "think"
+    measure="f",    # "f", "precision", "recall" or "jaccard", as in `ew_rewards`
 ):                  # f(completions, labels, **columns) -> list of numbers in [0, 1], None where the gold maps nowhere
-    "Reward function: emotion-wheel F of the answer, times the length penalty"
+    "Reward function: emotion-wheel score of the answer, times the length penalty"
     def reward(completions, labels, **columns):
         gold = [parse_labels(x, strict=True) for x in labels]
         pred = [answer_labels(c, mode) for c in completions]
         n_gold = [len({w.strip().lower() for w in g}) for g in gold]
         factor = length_penalty(np.array([len(p) for p in pred]), np.array(n_gold), penalty)
-        rewards, known = ew_rewards(gold, pred, wheels) * factor, ew_rewards(gold, gold, wheels) > 0
-        return [float(r) if k else None for r, k in zip(rewards, known)]
-    reward.__name__ = "accuracy"
+        rewards = ew_rewards(gold, pred, wheels, measure=measure, undefined="nan") * factor
+        return [None if np.isnan(r) else float(r) for r in rewards]
+    reward.__name__ = "accuracy" if measure == "f" else measure
     return reward
 
 # %% ../nbs/10_rewards.ipynb #c033
 @dataclass(frozen=True)
 class Recipe:
-    "Which rewards are added up, with which weights"
+    "Which rewards are added up, with which weights, and what else belongs to it"
     name: str
     weights: tuple[tuple[str, float], ...]  # (component, weight), in the order of trl's logs
     source: str                             # Where it comes from
+    penalties: tuple = ("p2", "p1", "p3", "p3+1", None)  # Those it may be used with, its own first
+    modes: tuple = ("answer", "think")                   # The same
+    trl: dict = field(default_factory=dict, hash=False)  # Fields of trl's `GRPOConfig` that it needs
 
     def __repr__(self):
-        return f"{self.name:12} R = {' + '.join(f'{w:g} {c}' for c, w in self.weights):28} ({self.source})"
+        total = " + ".join(f"{w:g} {c}" for c, w in self.weights)
+        extra = [*(f"{k}={v!r}" for k, v in self.trl.items()), self.source]
+        return f"{self.name:18} R = {total:32} ({'; '.join(extra)})"
 
 
+_ACC_FORMAT = (("accuracy", 1.0), ("format", 0.2))
 RECIPES = {r.name: r for r in (
     Recipe("acc", (("accuracy", 1.0),), "ablation of the paper: 63.35 on OV-MERD+"),
-    Recipe("acc+format", (("accuracy", 1.0), ("format", 0.2)), "best of the same ablation: 66.49; the weight 0.2 is ours"),
+    Recipe("acc+format", _ACC_FORMAT, "best of the same ablation: 66.49; the weight 0.2 is ours"),
+    *(Recipe(f"acc+format+{p}", _ACC_FORMAT, f"the paper, with {p.upper()}", penalties=(p,)) for p in ("p1", "p2", "p3")),
+    Recipe("precision+recall", (("precision", 1.0), ("recall", 1.0), ("format", 0.2)),
+           "as MER-R1: each normalised on its own", trl={"multi_objective_aggregation": "normalize_then_sum"}),
 )}
 
 # %% ../nbs/10_rewards.ipynb #c036
 COMPONENTS = {
     "format": lambda wheels, penalty, mode: format_reward(mode),
     "accuracy": accuracy_reward,
+    "precision": partial(accuracy_reward, measure="precision"),
+    "recall": partial(accuracy_reward, measure="recall"),
 }
+
+
+def _choose(recipe, what, asked):
+    "The recipe's own choice by default, otherwise one that it allows"
+    allowed = getattr(recipe, f"{'modes' if what == 'mode' else 'penalties'}")
+    if asked == "default": return allowed[0]
+    if asked not in allowed:
+        raise ValueError(f"recipe {recipe.name!r} takes the {what} {', '.join(map(repr, allowed))}, not {asked!r}")
+    return asked
 
 
 def make_rewards(
     recipe="acc+format",  # Name in `RECIPES`, or a `Recipe` of your own
     wheels=None,          # From `load_wheels`; the built-in ones by default
-    penalty="p2",         # A kind of `length_penalty`
-    mode="answer",        # "answer" or "think"
+    penalty="default",    # A kind of `length_penalty`; the recipe's own by default
+    mode="default",       # "answer" or "think"; the recipe's own by default
 )->tuple[list, list]:     # (reward functions, weights)
     "What trl takes as `reward_funcs` and `reward_weights`"
     if isinstance(recipe, str):
         if recipe not in RECIPES: raise ValueError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]
+    penalty, mode = _choose(recipe, "penalty", penalty), _choose(recipe, "mode", mode)
     _check_mode(mode); length_penalty(1, 1, penalty)   # complain now, not in the middle of a run
     if unknown := [c for c, _ in recipe.weights if c not in COMPONENTS]:
         raise ValueError(f"recipe {recipe.name!r} asks for {', '.join(unknown)}; there are {', '.join(COMPONENTS)}")
