@@ -23,7 +23,7 @@ import urllib.request
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 
@@ -452,7 +452,7 @@ RECIPES = {r.name: r for r in (
     Recipe("all-five", (*_ACC_FORMAT, ("dual", 0.6), ("alignment", 0.4), ("perception", 0.2)), "same ablation: 59.53",
            modes=("think",)),
     Recipe("precision+recall", (("precision", 1.0), ("recall", 1.0), ("format", 0.2)), "as MER-R1",
-           trl={"multi_objective_aggregation": "normalize_then_sum"}),
+           penalties=(None, "p1", "p2", "p3", "p3+1"), trl={"multi_objective_aggregation": "normalize_then_sum"}),
     Recipe("graded", (("graded", 1.0), ("format", 0.2)), "ours"),
 )}
 
@@ -569,7 +569,8 @@ def reward_alarms(
     longer = (length[-1] >= 1.3*length) & (f[-1] <= f + .02)
     loose = (form[-1] <= form - .1) & (accuracy[-1] >= accuracy + .02)
     found, i, j = {}, longer.argmax(), loose.argmax()   # the first fifth for which it holds
-    if longer.any(): found["padding"] = f"answers grew from {length[i]:.1f} to {length[-1]:.1f} words, F went from {f[i]:.2f} to {f[-1]:.2f}"
+    unit = "words" if any("answer/words" in r for r in rows) else "tokens"
+    if longer.any(): found["padding"] = f"answers grew from {length[i]:.1f} to {length[-1]:.1f} {unit}, F went from {f[i]:.2f} to {f[-1]:.2f}"
     if loose.any(): found["format"] = f"format fell from {form[j]:.2f} to {form[-1]:.2f}, accuracy rose from {accuracy[j]:.2f} to {accuracy[-1]:.2f}"
     if clipped[-1] >= .95: found["truncated"] = f"{clipped[-1]:.0%} of the completions are cut off"
     return found
