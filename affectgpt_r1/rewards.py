@@ -286,7 +286,8 @@ def clip_parts(
     row:dict,  # With `prompt`: text, or messages as `make_prompt` writes them
 )->list:       # Parts of an OpenAI-style message
     "What a judge is shown of a clip: its video and audio as data, and the text of the prompt"
-    if "prompt" not in row: raise KeyError("the judge is to see the prompt, and the trainer gave none; show it something else: show=…")
+    if "prompt" not in row:
+        raise KeyError("the judge is to see the prompt, and the trainer gave none; show it something else: show=…")
     prompt = [{"content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"]
     contents = [[{"text": c}] if isinstance(c := message["content"], str) else c for message in prompt]
     return [p for content in contents for part in content for p in _judge_parts(part)]
@@ -564,13 +565,15 @@ def reward_alarms(
     "Patterns in a run that mean trouble"
     rows = [r for r in log if "reward" in r]
     if len(rows) < 10: return {}   # too little to tell a trend from noise
-    length, f = (_fifths(rows, *k) for k in (("answer/words", "completions/mean_length"), ("answer/f", "rewards/accuracy/mean")))
-    form, accuracy, clipped = (_fifths(rows, k) for k in ("rewards/format/mean", "rewards/accuracy/mean", "completions/clipped_ratio"))
+    length, f = _fifths(rows, "answer/words", "completions/mean_length"), _fifths(rows, "answer/f", "rewards/accuracy/mean")
+    form, accuracy = (_fifths(rows, f"rewards/{c}/mean") for c in ("format", "accuracy"))
+    clipped = _fifths(rows, "completions/clipped_ratio")
     longer = (length[-1] >= 1.3*length) & (f[-1] <= f + .02)
     loose = (form[-1] <= form - .1) & (accuracy[-1] >= accuracy + .02)
+    from_to = lambda curve, i: f"from {curve[i]:.2f} to {curve[-1]:.2f}"
     found, i, j = {}, longer.argmax(), loose.argmax()   # the first fifth for which it holds
     unit = "words" if any("answer/words" in r for r in rows) else "tokens"
-    if longer.any(): found["padding"] = f"answers grew from {length[i]:.1f} to {length[-1]:.1f} {unit}, F went from {f[i]:.2f} to {f[-1]:.2f}"
-    if loose.any(): found["format"] = f"format fell from {form[j]:.2f} to {form[-1]:.2f}, accuracy rose from {accuracy[j]:.2f} to {accuracy[-1]:.2f}"
+    if longer.any(): found["padding"] = f"answers grew {from_to(length, i)} {unit}, F went {from_to(f, i)}"
+    if loose.any(): found["format"] = f"format fell {from_to(form, j)}, accuracy rose {from_to(accuracy, j)}"
     if clipped[-1] >= .95: found["truncated"] = f"{clipped[-1]:.0%} of the completions are cut off"
     return found

@@ -189,6 +189,7 @@ def test_bradley_terry():
     expected = (wins + wins.T) * s[:, None] / np.add.outer(s, s)          # at the best fit, wins expected are wins seen
     assert expected.sum(1) == pytest.approx(wins.sum(1), abs=1e-5)
     ladder = np.triu(np.ones((8, 8)), 1)                                  # who never loses, or never wins, stays finite
+    assert bradley_terry(np.zeros((3, 3))) == pytest.approx(np.ones(3))   # nothing said: all alike
     assert np.isfinite(bradley_terry(ladder)).all() and (np.diff(bradley_terry(ladder)) < 0).all()
 
 
@@ -290,12 +291,14 @@ def test_endpoint_asks_again(endpoint, trouble):
 
 
 @pytest.mark.parametrize("trouble", [500, b"<html>", .7])
-def test_endpoint_gives_up(endpoint, trouble):
-    "After `retries` attempts; then the server has a rest, and is asked again later"
+def test_endpoint_gives_up(endpoint, trouble, monkeypatch):
+    "After `retries` attempts with growing pauses; then the server has a rest, and is asked again later"
+    pauses, sleep = [], time.sleep
+    monkeypatch.setattr(time, "sleep", lambda s: (pauses.append(s), sleep(s)))
     server = endpoint(*[trouble] * 3)
     judge = judge_of(server, timeout=.3)
     with pytest.warns(UserWarning, match="no usable reply in 3 attempts"): assert judge(row, "a", "b") is None
-    assert len(server.asked) == 3
+    assert len(server.asked) == 3 and [p for p in pauses if p < .1] == [.01, .02]
     assert judge(row, "a", "c") is None and len(server.asked) == 3
     time.sleep(.35)
     assert judge(row, "a", "b") in (0., 1.) and len(server.asked) == 4   # a missing verdict is not kept
