@@ -568,7 +568,7 @@ def reward_alarms(
     length, f = _fifths(rows, "answer/words", "completions/mean_length"), _fifths(rows, "answer/f", "rewards/accuracy/mean")
     form, accuracy = (_fifths(rows, f"rewards/{c}/mean") for c in ("format", "accuracy"))
     clipped = _fifths(rows, "completions/clipped_ratio")
-    longer = (length[-1] >= 1.3*length) & (f[-1] <= f + .02)
+    longer = (length[-1] > 1.3*length) & (f[-1] <= f + .02)
     loose = (form[-1] <= form - .1) & (accuracy[-1] >= accuracy + .02)
     from_to = lambda curve, i: f"from {curve[i]:.2f} to {curve[-1]:.2f}"
     found, i, j = {}, longer.argmax(), loose.argmax()   # the first fifth for which it holds

@@ -572,5 +572,6 @@ def test_no_false_alarm():
     assert len(log) > 100 and reward_alarms(log) == {}
     assert reward_alarms([]) == {} and reward_alarms(run(8, words=(3, 10), f=(.6, .6))) == {}   # too short to tell
     assert reward_alarms([{k: np.nan if "/" in k else v for k, v in r.items()} for r in run()]) == {}
+    assert reward_alarms([{"reward": 0., "answer/words": 0., "answer/f": 0.}] * 20) == {}   # nothing said, nothing grown
     padding = reward_alarms(run(words=(3, 10), f=(.6, .6)))["padding"]
     assert padding.startswith("answers grew from 3.") and "F went from 0.6" in padding
