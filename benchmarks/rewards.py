@@ -9,14 +9,16 @@ It is called as a reward has to call it, once for each completion, and its F is 
 """
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 
 import numpy as np
-from metrics import load_reference, make_pairs, seconds, table
+from metrics import make_pairs, seconds, table
 
 from affectgpt_r1.labels import make_target, parse_labels
 from affectgpt_r1.rewards import RECIPES, answer_labels, find_emotions, format_reward, make_rewards
@@ -62,7 +64,11 @@ def main():
     table(f"Emotion words in 1,000 texts of {len(thought.split())} words", [("ms", f"{result['find_emotions_ms_per_1000']:8.1f}")])
 
     if a.reference:
-        f, _ = load_reference(a.reference, a.module, a.function)
+        path = Path(a.reference).resolve()
+        if not path.exists(): p.error(f"no reference implementation at {path}")
+        folder = path if path.is_dir() else path.parent
+        sys.path.insert(0, str(folder)); os.chdir(folder)   # where the authors' code expects to run
+        with contextlib.redirect_stdout(io.StringIO()): f = getattr(importlib.import_module(a.module or path.stem), a.function)
         def theirs(gold, answer):
             with contextlib.redirect_stdout(io.StringIO()): return f(name2gt={"clip": str(gold)}, name2pred={"clip": str(answer)}, inter_print=False, level="level1")[0]
         ours = make_rewards("acc", w, penalty=None)[0][0]
