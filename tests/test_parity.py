@@ -11,6 +11,7 @@ import pytest
 from affectgpt_r1.labels import parse_labels
 from affectgpt_r1.metrics import ew_rewards, ew_score, hit_rate, mer2025_score, ovmer_score, sentiment_score, unibench
 from affectgpt_r1 import wheels as W
+from affectgpt_r1.rewards import length_penalty, pad_synonyms
 from affectgpt_r1.wheels import _read_npz
 
 repo = Path(__file__).resolve().parents[1]
@@ -178,3 +179,28 @@ def test_mixed_up_folders_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"not the published 'v1' \(.*forms: \d+ instead of 7386.*Not as published: format.csv$"): load_wheels("v1", tmp_path)
     (tmp_path/"format.csv").write_text("".join(text) + "\n\n")    # saved anew, the same in content
     assert load_wheels("v1", tmp_path).fingerprint == load_wheels("v1", root/"emotion_wheel/v1").fingerprint
+
+def test_padding_is_free():
+    """Six edits of AffectGPT's answers (epoch 30) to the 332 clips of OV-MERD, v2026, level 1: words per answer; F, precision, recall; mean reward without a
+    penalty and with each. The last printed digit was rounded twice: to two places, then,
+    half up, to one"""
+    v2026, gold = load_wheels("v2026", root/"emotion_wheel/v2026"), pd.read_csv(root/"ovmerd/gold.csv", index_col=0).iloc[:, 0]
+    words = lambda x: list(dict.fromkeys(w.lower() for w in parse_labels(x, strict=True)))
+    gold, found = gold.map(words), answers("ovmerdplus", 30, "openset")
+    pred = pd.Series({name: words(found[name]) for name in gold.index})
+    names = tuple(pd.read_csv(root/"emotion_wheel/v2026/format.csv", keep_default_na=False)["name"].str.lower().str.strip())
+    append = lambda a: list(dict.fromkeys([*a, "angry", "sad", "worried", "happy"]))
+    edits = [pred, pred.map(lambda a: pad_synonyms(a, v2026, names)), pred.map(append), pred.str[:1], pred.str[:2], pred.str[:3]]
+    printed = [[3.0, 66.1, 64.2, 68.3, 62.1, 53.0, 55.9, 55.7, 58.2],
+               [9.6, 66.1, 64.2, 68.3, 62.1, 12.4, 25.0, 33.5, 39.6],
+               [6.9, 47.4, 32.1, 90.9, 45.5, 13.5, 23.3, 27.6, 32.2],
+               [1.0, 53.5, 63.4, 46.3, 51.1, 51.1, 51.1, 51.1, 51.1],
+               [2.0, 61.2, 63.3, 59.4, 57.9, 57.5, 57.5, 57.1, 57.6],
+               [2.6, 64.9, 64.5, 65.4, 61.2, 56.0, 57.6, 56.9, 58.9]]
+    exact = []
+    for edited, want in zip(edits, printed):
+        s, f, n = ew_score(gold, edited, v2026), ew_rewards(gold, edited, v2026, undefined="nan"), edited.str.len()
+        rewards = [np.nanmean(f*length_penalty(n, gold.str.len(), k)) for k in (None, "p1", "p2", "p3", "p3+1")]
+        exact.append([n.mean(), *(100*x for x in (s.f, s.precision, s.recall, *rewards))])
+        assert [np.floor(10*round(x, 2) + .5)/10 for x in exact[-1]] == want
+    close(exact[0][1:5], exact[1][1:5])   # padded, not only to the printed digit
