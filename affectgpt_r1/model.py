@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from .labels import QUESTIONS
-from .media import read_audio, read_video
+from .media import read_clip
 
 # %% ../nbs/07_model.ipynb #c006
 class AffectGPTConfig(PreTrainedConfig):
@@ -121,16 +121,18 @@ class Fusion(nn.Module):
         self.multi_score = nn.Sequential(nn.Linear(2*width, width), nn.Linear(width, 2))
         self.multi_proj = nn.Linear(width, hidden)
 
-    def multi(self, V, A):
+    def multi(self, V, A, mask=None):
         "The two modalities' means, weighed against each other: [batch, width]"
         both = torch.stack([self.multi_video(V.mean(1)), self.multi_audio(A.mean(1))], dim=1)  # [batch, 2, width]
-        weights = self.multi_score(both.flatten(1)).softmax(-1)                                # [batch, 2]
-        return (weights[..., None] * both).sum(1)
+        scores = self.multi_score(both.flatten(1))                                             # [batch, 2]
+        if mask is not None: scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return (scores.softmax(-1)[..., None] * both).sum(1)
 
-    def forward(self, V, A):
-        "V [batch, frames, video], A [batch, pieces, audio] to tokens [batch, 3, hidden]"
+    def forward(self, V, A, mask=None):
+        "V [batch, frames, video], A [batch, pieces, audio] to tokens [batch, 3, hidden]; mask [batch, 2]: are they there?"
+        if mask is not None: V, A = V * mask[:, :1, None], A * mask[:, 1:, None]
         return torch.stack([
-            self.multi_proj(self.multi(V, A)),
+            self.multi_proj(self.multi(V, A, mask)),
             self.audio_proj(self.audio_pool(A)),
             self.video_proj(self.video_pool(V))], dim=1)
 
@@ -196,20 +198,20 @@ class AffectGPTModel(AffectGPTPreTrainedModel):
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
                 pixel_values_videos=None, input_values=None, video_features=None, audio_features=None,
-                use_cache=None, **kwargs):
-        "Raw media or cached features go in with the prompt that holds their placeholders"
+                use_cache=None, media_mask=None, **kwargs):
+        "Raw media or cached features go in with the prompt that holds their placeholders; `media_mask` [batch, 2] says which are there"
         if inputs_embeds is None: inputs_embeds = self.get_input_embeddings()(input_ids)
         V, A = self.media_features(input_ids, pixel_values_videos, input_values, video_features, audio_features)
         if V is not None:
             dtype = self.fusion.video_proj.weight.dtype
-            tokens = self.fusion(V.to(dtype), A.to(dtype))
+            tokens = self.fusion(V.to(dtype), A.to(dtype), media_mask)
             inputs_embeds = splice(inputs_embeds, input_ids, tokens, self.config.placeholder_ids)
         out = self.language_model(attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,
                                   past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs)
         return BaseModelOutputWithPast(out.last_hidden_state, out.past_key_values, out.hidden_states, out.attentions)
 
 # %% ../nbs/07_model.ipynb #c028
-MEDIA_KEYS = ("pixel_values_videos", "input_values", "video_features", "audio_features")
+MEDIA_KEYS = ("pixel_values_videos", "input_values", "video_features", "audio_features", "media_mask")
 
 
 class AffectGPTForConditionalGeneration(AffectGPTPreTrainedModel, GenerationMixin):
@@ -228,10 +230,10 @@ class AffectGPTForConditionalGeneration(AffectGPTPreTrainedModel, GenerationMixi
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
                 pixel_values_videos=None, input_values=None, video_features=None, audio_features=None,
-                labels=None, logits_to_keep=0, use_cache=None, **kwargs):
+                labels=None, logits_to_keep=0, use_cache=None, media_mask=None, **kwargs):
         "Logits [batch, length, vocabulary], and the mean token loss where `labels` are given"
         out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, pixel_values_videos,
-                         input_values, video_features, audio_features, use_cache, **kwargs)
+                         input_values, video_features, audio_features, use_cache, media_mask, **kwargs)
         logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep if logits_to_keep else 0:])
         loss = None
         if labels is not None:
@@ -291,8 +293,8 @@ def make_prompt(
     if clash := [token for token in [*PLACEHOLDERS, *TAGS, "<|im_end|>"] if token in row["subtitle"]]:
         raise ValueError(f"clip {row.get('name')!r}: its subtitle holds {clash[0]!r}, which is a token of the model; take it out")
     text = f"Subtitle: {row['subtitle']}\n{QUESTIONS[mode]}"
-    clip = {"type": "video", "video": row["video"], "audio": row["audio"], "text": None}
-    return [{"role": "user", "content": [clip, {"type": "text", "video": None, "audio": None, "text": text}]}]
+    clip = {"type": "video", "video": row["video"], "audio": row["audio"], "face": row.get("face"), "text": None}
+    return [{"role": "user", "content": [clip, {"type": "text", "video": None, "audio": None, "face": None, "text": text}]}]
 
 
 class AffectGPTProcessor(ProcessorMixin):
@@ -303,9 +305,12 @@ class AffectGPTProcessor(ProcessorMixin):
         feature_extractor=None,   # HuBERT's feature extractor
         tokenizer=None,           # With the placeholders and tags of `train_tokenizer`
         chat_template=None,       # The tokenizer's, if none
+        visual="frame",           # What is seen of a clip: "frame" or "face", see `read_clip`
+        frames_by="index",        # How frames are chosen: "index" or "time", see `read_video`
         **kwargs
     ):
         super().__init__(image_processor, feature_extractor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        self.visual, self.frames_by = visual, frames_by
         self.features = None      # A `FeatureCache`: then cached features are given in place of raw media
 
     @property
@@ -314,20 +319,21 @@ class AffectGPTProcessor(ProcessorMixin):
         return self.tokenizer.convert_tokens_to_ids(PLACEHOLDERS)
 
     def read_clip(self, clip:dict):
-        "Raw media of one clip: pixel_values_videos [frames, 3, h, w], input_values [pieces, samples]"
-        frames, pieces = read_video(clip["video"]), read_audio(clip["audio"])
-        pixels = self.image_processor(list(frames), return_tensors="pt")["pixel_values"]
-        sound = self.feature_extractor(pieces.reshape(-1), sampling_rate=16000, return_tensors="pt")["input_values"]
-        return dict(pixel_values_videos=pixels, input_values=sound.view(pieces.shape))  # normalised over the whole clip
+        "Raw media of one clip: pixel_values_videos [frames, 3, h, w], input_values [pieces, samples], media_mask [2]"
+        c = read_clip(clip, visual=self.visual, by=self.frames_by)
+        pixels = self.image_processor(list(c.pictures), return_tensors="pt")["pixel_values"]
+        sound = self.feature_extractor(c.pieces.reshape(-1), sampling_rate=16000, return_tensors="pt")["input_values"]
+        return dict(pixel_values_videos=pixels, input_values=sound.view(c.pieces.shape),  # normalised over the whole clip
+                    media_mask=torch.tensor(c.present))
 
     def load_clips(self, clips:list):
-        "Tensors of a batch of clips, each distinct clip read once"
+        "Tensors of a batch of clips, each distinct clip read once; `media_mask` only where something is missing"
         read, cache = self.features or self.read_clip, {}
-        for clip in clips:
-            key = (clip["video"], clip["audio"])
+        keys = [(clip["video"], clip["audio"], clip.get("face")) for clip in clips]
+        for key, clip in zip(keys, clips):
             if key not in cache: cache[key] = read(clip)
-        rows = [cache[clip["video"], clip["audio"]] for clip in clips]
-        return {k: torch.stack([row[k] for row in rows]) for k in rows[0]} if rows else {}
+        batch = {k: torch.stack([cache[key][k] for key in keys]) for k in cache[keys[0]]} if keys else {}
+        return {k: t for k, t in batch.items() if k != "media_mask" or not t.all()}
 
     def apply_chat_template(self, conversation, chat_template=None, tools=None, add_generation_prompt=False, tokenize=False,
                             return_dict=False, padding=False, padding_side="left", return_tensors=None, **kwargs):

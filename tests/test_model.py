@@ -7,11 +7,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the `train` extra")
 
 from affectgpt_r1.data import load_mer2025
-from affectgpt_r1.features import FeatureCache, read_clips, sector_targets, train_towers
 from affectgpt_r1.labels import QUESTIONS
 from affectgpt_r1.model import AffectGPTConfig, clips_of, make_prompt, make_toy_model, splice, toy_config
 from affectgpt_r1.toy import make_toy_corpus
-from affectgpt_r1.wheels import load_wheels
 
 
 @pytest.fixture(scope="module")
@@ -104,50 +102,48 @@ def test_tags_survive_decoding(toy):
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
-def test_features_are_computed_once_and_found_by_content(toy, human, tmp_path):
+def silent(row): return {**row, "audio": ""}
+
+
+def test_a_mask_comes_only_with_a_batch_in_which_something_is_missing(toy, human):
+    processor = toy[1]
+    assert "media_mask" not in ask(processor, list(human.select(range(2))))
+    batch = ask(processor, [silent(human[0]), {**human[1], "video": None}, human[2]])
+    assert batch["media_mask"].tolist() == [[True, False], [False, True], [True, True]]
+
+
+@pytest.mark.parametrize("missing,key", [("audio", "input_values"), ("video", "pixel_values_videos")])
+def test_what_stands_in_for_a_missing_modality_does_not_matter(toy, human, missing, key):
     model, processor = toy
-    rows = human.select(range(5))
-    cache = FeatureCache(tmp_path, model, processor)
-    assert (cache.compute(rows, workers=0), cache.compute(rows, workers=0)) == (5, 0)
-    one = dict(rows[0], name="copy", video=str(tmp_path / "copy.mp4"))
-    (tmp_path / "copy.mp4").write_bytes(open(rows[0]["video"], "rb").read())
-    assert cache.path(one) == cache.path(rows[0])  # the same bytes, another name
-    stored, raw = cache(rows[0]), {k: t[None] for k, t in processor.read_clip(rows[0]).items()}
-    V, A = model.model.encode_media(**raw)
-    assert torch.allclose(stored["video_features"], V[0], atol=1e-5) and torch.allclose(stored["audio_features"], A[0], atol=1e-5)
+    batch = ask(processor, [{**human[0], missing: ""}, human[1]])
+    noisy = dict(batch, **{key: batch[key].clone()})
+    noisy[key][0] = torch.randn_like(noisy[key][0])
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, model(**noisy).logits)
+        assert not torch.allclose(model(**batch).logits[0], model(**dict(batch, media_mask=None)).logits[0], atol=1e-4)
+        alone = model(**ask(processor, [human[1]])).logits[0, -1]
+        assert torch.allclose(model(**batch).logits[1, -1], alone, atol=1e-4)   # and the neighbour is as it was
 
 
-def test_features_go_on_where_they_were_stopped(toy, human, tmp_path, monkeypatch):
+def test_a_mask_without_gaps_changes_nothing(toy, human):
     model, processor = toy
-    rows = human.select(range(6))
-    cache = FeatureCache(tmp_path, model, processor)
-    store = cache._store
-    def dies(clips, media):
-        if len(list(tmp_path.iterdir())) >= 2: raise KeyboardInterrupt
-        store(clips, media)
-    monkeypatch.setattr(cache, "_store", dies)
-    with pytest.raises(KeyboardInterrupt): cache.compute(rows, batch_size=2, workers=0)
-    assert len(list(tmp_path.iterdir())) == 2
-    assert FeatureCache(tmp_path, model, processor).compute(rows, workers=0) == 4
+    batch = ask(processor, human.select(range(2)))
+    with torch.no_grad(): assert torch.equal(model(**batch).logits, model(**batch, media_mask=torch.ones(2, 2, dtype=torch.bool)).logits)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_clip_that_cannot_be_read_stops_with_its_name(toy, human, tmp_path, workers):
+def test_a_clip_with_nothing_but_words_is_answered(toy, human):
     model, processor = toy
-    (tmp_path / "bad.mp4").write_bytes(b"not a video")
-    rows = [dict(human[0]), dict(human[1], name="the_bad_one", video=str(tmp_path / "bad.mp4"))]
-    with pytest.raises(ValueError, match="the_bad_one(.|\n)*bad.mp4"): FeatureCache(tmp_path / "f", model, processor).compute(rows, workers=workers)
+    batch = ask(processor, [{**human[0], "audio": "", "video": ""}])
+    out = model.generate(**batch, do_sample=False, max_new_tokens=4)
+    with torch.no_grad(): assert torch.isfinite(model(**batch).logits).all() and len(out[0]) > batch["input_ids"].shape[1]
 
 
-def test_training_the_towers_teaches_and_freezes_them(human):
-    model, processor = make_toy_model([r["subtitle"] for r in human])
-    log = train_towers(model, processor, human, load_wheels(), epochs=3)
-    for name in ("vision", "audio"):
-        losses = [r["loss"] for r in log if r["tower"] == name]
-        assert losses[-1] < losses[0]
-    assert not any(p.requires_grad for p in model.model.audio_tower.parameters())
-
-
-def test_sector_targets_know_synonyms():
-    happy, joyful, nothing = sector_targets([["happy"], ["joyful"], ["zork"]], load_wheels())
-    assert torch.equal(happy, joyful) and happy.sum() == 5 and nothing.sum() == 0
+def test_the_processor_keeps_how_it_sees(toy, tmp_path):
+    processor = toy[1]
+    processor.save_pretrained(tmp_path/"as it is")
+    assert (type(processor).from_pretrained(tmp_path/"as it is").visual, processor.frames_by) == ("frame", "index")
+    processor.visual, processor.frames_by = "face", "time"
+    try: processor.save_pretrained(tmp_path/"other")
+    finally: processor.visual, processor.frames_by = "frame", "index"
+    again = type(processor).from_pretrained(tmp_path/"other")
+    assert (again.visual, again.frames_by) == ("face", "time")

@@ -1,0 +1,327 @@
+"Features: computed once, kept whole whatever happens, found by content, never all in memory; and what a probe makes of them"
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the `train` extra")
+
+import numpy as np
+from conftest import ROOT
+
+from affectgpt_r1 import features
+from affectgpt_r1.data import load_mer2025
+from affectgpt_r1.features import (
+    FeatureCache, MediaHashes, best_answers, clip_means, fit_probe, probe_modalities, read_clips, read_features, sector_targets, train_towers,
+    word_counts, write_features)
+from affectgpt_r1.metrics import ew_rewards
+from affectgpt_r1.model import make_toy_model
+from affectgpt_r1.toy import make_toy_corpus
+from affectgpt_r1.wheels import load_wheels
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory): return make_toy_corpus(tmp_path_factory.mktemp("lab") / "corpus", preset="smoke", seed=1)
+
+
+@pytest.fixture(scope="module")
+def human(corpus): return load_mer2025(corpus, "human")
+
+
+@pytest.fixture(scope="module")
+def toy(): return make_toy_model(["some words"])
+
+
+def held(folder): return {p.name: p.read_bytes() for p in Path(folder).glob("*.safetensors")}
+
+
+def test_features_are_computed_once_and_are_the_towers_own(toy, human, tmp_path):
+    model, processor = toy
+    rows = human.select(range(5))
+    cache = FeatureCache(tmp_path, model, processor)
+    assert (cache.compute(rows, workers=0), cache.compute(rows, workers=0)) == (5, 0)
+    stored, raw = cache(rows[0]), {k: t[None] for k, t in processor.read_clip(rows[0]).items()}
+    V, A = model.model.encode_media(raw["pixel_values_videos"], raw["input_values"])
+    assert torch.allclose(stored["video_features"], V[0], atol=1e-5) and torch.allclose(stored["audio_features"], A[0], atol=1e-5)
+    assert stored["media_mask"].tolist() == [True, True]
+
+
+def test_an_entry_is_found_by_content(toy, human, tmp_path):
+    cache, row = FeatureCache(tmp_path / "f", *toy), human[0]
+    copy = dict(row, name="copy", video=str(tmp_path / "copy.mp4"))
+    (tmp_path / "copy.mp4").write_bytes(Path(row["video"]).read_bytes())
+    before = cache.path(row)
+    assert cache.path(copy) == before                                  # the same bytes, another name
+    (tmp_path / "copy.mp4").write_bytes(Path(human[1]["video"]).read_bytes())
+    assert cache.path(copy) not in (before, cache.path(human[1]))      # other pictures, and those of 1 with the sound of 0
+
+
+def test_an_entry_depends_on_weights_and_preprocessing(human, tmp_path):
+    model, processor = make_toy_model(["some words"])
+    paths = [FeatureCache(tmp_path, model, processor).path(human[0])]
+    def again(): paths.append(FeatureCache(tmp_path, model, processor).path(human[0]))
+    with torch.no_grad(): model.model.audio_tower.encoder.layers[0].final_layer_norm.bias[3] += 1e-3
+    again()
+    processor.feature_extractor.do_normalize = False; again()
+    processor.image_processor.image_mean = [.5, .5, .5]; again()
+    processor.frames_by = "time"; again()
+    processor.visual = "face"; again()
+    assert len(set(paths)) == len(paths)
+    with torch.no_grad(): model.lm_head.weight += 1                    # no part of the encoders
+    again()
+    assert paths[-1] == paths[-2]
+
+
+def test_training_mode_changes_no_feature(human, tmp_path):
+    model, processor = make_toy_model(["some words"])
+    FeatureCache(tmp_path / "eval", model, processor).compute(human.select(range(3)), workers=0)
+    model.train()
+    model.model.audio_tower.config.hidden_dropout = .5
+    cache = FeatureCache(tmp_path / "train", model, processor)
+    cache.fingerprint = FeatureCache(tmp_path / "eval", make_toy_model(["some words"])[0], processor).fingerprint
+    cache.compute(human.select(range(3)), workers=0)
+    assert held(tmp_path / "eval") == held(tmp_path / "train") and len(held(tmp_path / "eval")) == 3
+
+
+def test_files_are_hashed_once_for_all_runs(tmp_path, monkeypatch):
+    file, known = tmp_path / "片 a.mp4", tmp_path / "media.jsonl"
+    file.write_bytes(b"one")
+    first = MediaHashes(known)(file)
+    with known.open("ab") as f: f.write(b'["/torn when kil')
+    opened = []
+    monkeypatch.setattr(features.hashlib, "file_digest", lambda f, kind, real=features.hashlib.file_digest: opened.append(f.name) or real(f, kind))
+    assert MediaHashes(known)(file) == first and not opened
+    file.write_bytes(b"two"); os.utime(file, ns=(1, 1))
+    again = MediaHashes(known)
+    assert again(file) != first and len(opened) == 1
+    assert again(file) == again(file) and len(opened) == 1
+
+
+def test_features_go_on_where_they_were_stopped(toy, human, tmp_path, monkeypatch):
+    rows = human.select(range(7))
+    FeatureCache(tmp_path / "whole", *toy).compute(rows, batch_size=3, workers=0)
+    cache, write = FeatureCache(tmp_path / "cut", *toy), features.write_features
+    def dies(path, tensors):
+        if len(held(tmp_path / "cut")) == 4: raise KeyboardInterrupt   # in the middle of a batch
+        write(path, tensors)
+    monkeypatch.setattr(features, "write_features", dies)
+    with pytest.raises(KeyboardInterrupt): cache.compute(rows, batch_size=3, workers=0)
+    monkeypatch.setattr(features, "write_features", write)
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cut").glob("*.safetensors")}
+    assert FeatureCache(tmp_path / "cut", *toy).compute(rows, batch_size=3, workers=0) == 3
+    assert held(tmp_path / "cut") == held(tmp_path / "whole") and all(p.stat().st_mtime_ns == t for p, t in kept.items())
+
+
+KILLED = """
+import sys, time
+from affectgpt_r1 import features
+from affectgpt_r1.data import load_mer2025
+from affectgpt_r1.model import make_toy_model
+real = features.os.replace
+def slow(*a): time.sleep(.05); real(*a)
+features.os.replace = slow
+rows = load_mer2025(sys.argv[1], "human").select(range(24))
+features.FeatureCache(sys.argv[2], *make_toy_model(["some words"])).compute(rows, batch_size=4, workers=0)
+"""
+
+
+def test_killed_while_caching(toy, corpus, human, tmp_path):
+    "SIGKILL, which no program can answer; then the next run continues, and the result is that of a run that was not killed"
+    rows, cut = human.select(range(24)), tmp_path / "cut"
+    run = subprocess.Popen([sys.executable, "-c", KILLED, str(corpus), str(cut)], env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    until = time.time() + 120
+    while len(held(cut)) < 6 and run.poll() is None and time.time() < until: time.sleep(.01)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    done = len(held(cut))
+    assert 6 <= done < 24
+    assert FeatureCache(cut, *toy).compute(rows, batch_size=4, workers=0) == 24 - done
+    FeatureCache(tmp_path / "whole", *toy).compute(rows, batch_size=4, workers=0)
+    assert held(cut) == held(tmp_path / "whole")
+
+
+def flipped(data, i): return data[:i] + bytes([data[i] ^ 1]) + data[i+1:]
+
+
+@pytest.mark.parametrize("damage", [lambda d: flipped(d, -1 + len(d)), lambda d: flipped(d, len(d)//2), lambda d: flipped(d, 3), lambda d: flipped(d, 20),
+                                    lambda d: flipped(d, 60), lambda d: d[:-7], lambda d: d[:9], lambda d: b"", lambda d: bytes(len(d))])
+@pytest.mark.filterwarnings("ignore:.*is damaged")
+def test_a_damaged_entry_is_found_and_computed_again(toy, human, tmp_path, damage):
+    rows = human.select(range(4))
+    cache = FeatureCache(tmp_path, *toy)
+    cache.compute(rows, workers=0)
+    sound, path = held(tmp_path), cache.path(rows[2])
+    path.write_bytes(damage(sound[path.name]))
+    with pytest.warns(UserWarning, match=f"{path.name}: is damaged"): assert read_features(path) is None
+    assert torch.allclose(cache(rows[2])["video_features"], features.safe_open(path, framework="pt").get_tensor("video_features"))
+    path.write_bytes(damage(sound[path.name]))
+    assert cache.compute(rows, workers=0) == 1 and held(tmp_path) == sound
+
+
+def test_disk_full(toy, human, tmp_path, monkeypatch):
+    rows = human.select(range(6))
+    cache, real, written = FeatureCache(tmp_path / "f", *toy), Path.write_bytes, []
+    def full(path, data):
+        written.append(path)
+        if len(written) < 4: return real(path, data)
+        real(path, data[:len(data)//2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"f: cannot keep features there \(No space left on device\).*make room and run again") as e: cache.compute(rows, batch_size=2, workers=0)
+    assert e.value.errno == errno.ENOSPC
+    monkeypatch.setattr(Path, "write_bytes", real)
+    assert len(held(tmp_path / "f")) == 3 and not list((tmp_path / "f").glob("*.part")) and all(read_features(p) for p in (tmp_path / "f").glob("*.safetensors"))
+    assert cache.compute(rows, batch_size=2, workers=0) == 3
+
+
+def test_a_file_that_the_system_refuses_to_let_grow(tmp_path):
+    "No simulation: the limit of the process on the size of a file cuts the write in the middle"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="cannot keep features there"): write_features(tmp_path / "x.safetensors", dict(a=torch.zeros(1000)))
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def resident():
+    "MB of memory in use: of its own, and of files mapped into it"
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return sum(int(lines[k].split()[0]) for k in ("RssAnon", "RssFile"))/1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+def test_features_are_not_read_into_memory(tmp_path):
+    "2,000 clips of the paper's size are 115 MB; benchmarks/data.py does 31,000"
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2000)]
+    for p in paths: write_features(p, dict(video_features=torch.randn(8, 768), audio_features=torch.randn(8, 1024)))
+    read_features(paths[0])
+    before = resident()
+    for p in paths: read_features(p)["video_features"].sum()
+    assert resident() - before < 12
+    kept = [{k: t.clone() for k, t in read_features(p).items()} for p in paths]
+    assert resident() - before > 60 and len(kept) == 2000   # what it would be otherwise
+
+
+def test_missing_modalities_are_cached_as_such(toy, human, tmp_path):
+    cache = FeatureCache(tmp_path, *toy)
+    rows = [dict(human[0], audio=""), dict(human[0], video=None), dict(human[0]), dict(human[0], audio="", video="")]
+    assert cache.compute(rows, workers=0) == 4
+    whole = cache(rows[2])
+    for row, there in zip(rows, [(True, False), (False, True), (True, True), (False, False)]):
+        got = cache(row)
+        assert tuple(got["media_mask"].tolist()) == there
+        for k, has in zip(("video_features", "audio_features"), there): assert torch.allclose(got[k], whole[k] * has, atol=1e-5)
+
+
+def test_faces_are_read_where_they_are_asked_for(human, tmp_path):
+    model, processor = make_toy_model(["some words"])
+    np.save(tmp_path / "face.npy", np.random.default_rng(0).integers(0, 255, (9, 16, 16, 3), np.uint8))
+    row = dict(human[0], face=str(tmp_path / "face.npy"))
+    frames = FeatureCache(tmp_path / "f", model, processor)
+    assert frames.path(row) == frames.path(human[0])
+    seen = frames(row)
+    processor.visual = "face"
+    faces = FeatureCache(tmp_path / "f", model, processor)
+    assert faces.path(row) != faces.path(human[0])
+    assert not torch.allclose(faces(row)["video_features"], seen["video_features"]) and torch.allclose(faces(row)["audio_features"], seen["audio_features"], atol=1e-5)
+    before = faces.path(row)
+    np.save(tmp_path / "face.npy", np.zeros((9, 16, 16, 3), np.uint8))
+    assert faces.path(row) != before
+
+
+def test_the_prompt_carries_the_faces(human, tmp_path):
+    from affectgpt_r1.model import clips_of, make_prompt
+    assert clips_of([make_prompt(dict(human[0], face="x.npy"))])[0]["face"] == "x.npy"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_clip_that_cannot_be_read_stops_with_its_name(toy, human, tmp_path, workers):
+    (tmp_path / "bad.mp4").write_bytes(b"not a video")
+    rows = [dict(human[0]), dict(human[1], name="the_bad_one", video=str(tmp_path / "bad.mp4"))]
+    with pytest.raises(ValueError, match="the_bad_one(.|\n)*bad.mp4"): FeatureCache(tmp_path / "f", *toy).compute(rows, workers=workers)
+
+
+def test_workers_change_no_feature(toy, human, tmp_path):
+    for workers in (0, 2): FeatureCache(tmp_path / str(workers), *toy).compute(human.select(range(9)), batch_size=4, workers=workers)
+    assert held(tmp_path / "0") == held(tmp_path / "2")
+
+
+def test_training_the_towers_teaches_and_freezes_them(human):
+    model, processor = make_toy_model([r["subtitle"] for r in human])
+    log = train_towers(model, processor, human, load_wheels(), epochs=3)
+    for name in ("vision", "audio"):
+        losses = [r["loss"] for r in log if r["tower"] == name]
+        assert losses[-1] < losses[0]
+    assert not any(p.requires_grad for p in model.model.audio_tower.parameters())
+
+
+def test_a_tower_learns_from_the_clips_that_have_its_modality(human, monkeypatch):
+    model, processor = make_toy_model(["some words"])
+    seen = {}
+    monkeypatch.setattr(features, "_train_tower", lambda name, tower, f, x, k, targets, *a: seen.update({name: (len(x), len(targets))}) or [])
+    rows = [dict(r, audio="" if i < 3 else r["audio"], video="" if i == 5 else r["video"]) for i, r in enumerate(human.select(range(8)))]
+    train_towers(model, processor, human.from_list(rows), load_wheels())
+    assert seen == dict(vision=(7, 7), audio=(5, 5))
+
+
+def test_sector_targets_know_synonyms():
+    happy, joyful, nothing = sector_targets([["happy"], ["joyful"], ["zork"]], load_wheels())
+    assert torch.equal(happy, joyful) and happy.sum() == 5 and nothing.sum() == 0
+
+
+def test_the_probe_is_logistic_regression():
+    "At the optimum the gradient is zero, computed here by hand"
+    torch.manual_seed(0)
+    X, Y = torch.randn(120, 4).double() * 3 + 1, (torch.rand(120, 3) > .6).double()
+    Z = (X - X.mean(0)) / (X.std(0) + 1e-6)
+    for pull in (1e-3, 1e-1):
+        p = features._logistic(X.float(), Y.float(), pull)(X.float()).double()
+        logit = p.logit()
+        b = logit.mean(0)
+        W = torch.linalg.lstsq(Z, logit - b).solution
+        assert torch.allclose(Z @ W + b, logit, atol=1e-4)                                  # linear in the features
+        assert torch.allclose(Z.T @ (p - Y) / Y.numel() + 2 * pull * W / 3, torch.zeros(4, 3).double(), atol=1e-4)
+
+
+def test_best_answers_score_best_where_the_sectors_are_known():
+    wheels = load_wheels()
+    gold = [["happy"], ["sad", "angry"], ["scared"], ["surprised", "happy"]]
+    choice = [["joyful"], ["unhappy", "mad"], ["afraid"], ["startled", "glad"], ["happy", "sad", "angry", "scared"], ["bored"]]
+    got = best_answers(sector_targets(gold, wheels), choice, wheels)
+    for g, a in zip(gold, got): assert ew_rewards([g], [a], wheels)[0] == max(ew_rewards([g], [c], wheels)[0] for c in choice)
+
+
+def test_a_probe_of_two_halves_needs_both(human, monkeypatch):
+    "Labels that only face and voice together tell: the fusion of the two must find them, neither alone can"
+    wheels, rng = load_wheels(), torch.Generator().manual_seed(0)
+    words = ["happy", "sad", "angry", "scared"]
+    def split(n):
+        face, voice = torch.randint(2, (n,), generator=rng), torch.randint(2, (n,), generator=rng)
+        rows = [dict(i=i, labels=[words[2*f+v]], subtitle="x") for i, (f, v) in enumerate(zip(face.tolist(), voice.tolist()))]
+        signal = {i: (face[i], voice[i]) for i in range(n)}
+        return rows, signal
+    (train, a), (test, b) = split(200), split(60)
+    table = {id(r): s[r["i"]] for rows, s in ((train, a), (test, b)) for r in rows}
+    class Rows(list):
+        def __getitem__(self, k): return [r[k] for r in self] if isinstance(k, str) else list.__getitem__(self, k)
+    def cache(row): return {f"{k}_features": torch.full((8, 3), float(x)) + .1*torch.randn(8, 3, generator=rng) for k, x in zip(("video", "audio"), table[id(row)])}
+    answers = probe_modalities(cache, Rows(train), Rows(test), wheels)
+    right = {k: np.mean([x == r["labels"] for x, r in zip(got, test)]) for k, got in answers.items()}
+    assert right["face + voice"] > .95 and right["face + voice + words"] > .95
+    assert max(right["face"], right["voice"]) < .75 and right["words"] < .5 and len({tuple(x) for x in answers["nothing"]}) == 1
+
+
+def test_word_counts(): assert word_counts(["A b", "c d"], ["b a a", "d"]).tolist() == [[1, 1, 0], [0, 0, 1]]
+
+
+def test_means_of_clips(toy, human, tmp_path):
+    cache = FeatureCache(tmp_path, *toy)
+    got = clip_means(cache, human.select(range(3)))
+    assert torch.equal(got["audio"][1], cache(human[1])["audio_features"].mean(0)) and got["video"].shape == (3, 64)
