@@ -160,6 +160,8 @@ class EWResult(_Score):
     _tables = ("per_wheel",)
 
 # %% ../nbs/03_metrics.ipynb #c026
+_BLOCK = 2**15   # clips looked at together: what they need fits into a processor's cache
+
 class EWScore:
     "Emotion-wheel score, collected batch by batch"
     def __init__(self,
@@ -181,13 +183,18 @@ class EWScore:
     def update(self, gold, pred):
         "Add clips: two mappings from clip to labels, or two sequences"
         names, gold, pred = _pair(gold, pred)
+        blocks = [slice(i, i + _BLOCK) for i in range(0, len(gold), _BLOCK)]
+        self._sums += sum(self._sum(names[b], gold[b], pred[b]) for b in blocks)
+        return self
+
+    def _sum(self, names, gold, pred):
+        "What some clips add to the sums"
         g = _masks(gold, self.wheels, self.level, names)[0]
         q, n, rows = _masks(pred, self.wheels, self.level, names)
         p, r, scored = _precision_recall(g, q)
         blind = _precision_recall(g, self.wheels.encode(list(self.constant), self.level).astype(g.dtype))
         counts = len(gold), np.count_nonzero(~scored.any(1)), n.sum(), np.count_nonzero(rows)
-        self._sums += np.concatenate([scored.sum(0), *(x.sum(0) for x in (p, r, *blind[:2])), counts])
-        return self
+        return np.concatenate([scored.sum(0), *(x.sum(0) for x in (p, r, *blind[:2])), counts])
 
     def merge(self, other):
         "Add the clips of another collector, from another process perhaps"
