@@ -160,6 +160,8 @@ class EWResult(_Score):
     _tables = ("per_wheel",)
 
 # %% ../nbs/03_metrics.ipynb #c026
+_BLOCK = 2**15   # clips looked at together: what they need fits into a processor's cache
+
 class EWScore:
     "Emotion-wheel score, collected batch by batch"
     def __init__(self,
@@ -181,13 +183,18 @@ class EWScore:
     def update(self, gold, pred):
         "Add clips: two mappings from clip to labels, or two sequences"
         names, gold, pred = _pair(gold, pred)
+        blocks = [slice(i, i + _BLOCK) for i in range(0, len(gold), _BLOCK)]
+        self._sums += sum(self._sum(names[b], gold[b], pred[b]) for b in blocks)
+        return self
+
+    def _sum(self, names, gold, pred):
+        "What some clips add to the sums"
         g = _masks(gold, self.wheels, self.level, names)[0]
         q, n, rows = _masks(pred, self.wheels, self.level, names)
         p, r, scored = _precision_recall(g, q)
         blind = _precision_recall(g, self.wheels.encode(list(self.constant), self.level).astype(g.dtype))
         counts = len(gold), np.count_nonzero(~scored.any(1)), n.sum(), np.count_nonzero(rows)
-        self._sums += np.concatenate([scored.sum(0), *(x.sum(0) for x in (p, r, *blind[:2])), counts])
-        return self
+        return np.concatenate([scored.sum(0), *(x.sum(0) for x in (p, r, *blind[:2])), counts])
 
     def merge(self, other):
         "Add the clips of another collector, from another process perhaps"
@@ -500,13 +507,16 @@ def _gold_file(labels, key):
 def _read_openset(path):
     "Clip -> labels of a csv; none means neutral, as in the authors' code"
     table = pd.read_csv(path, dtype={"name": str})
-    if missing := [c for c in ("name", "openset") if c not in table]: raise ValueError(f"{path} has no column {', '.join(missing)}")
-    if (twice := table["name"].duplicated()).any(): raise ValueError(f"{path}: more than one row for clip {_names(table['name'][twice].unique())}")
+    if missing := [c for c in ("name", "openset") if c not in table]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}")
+    if (twice := table["name"].duplicated()).any():
+        raise ValueError(f"{path}: more than one row for clip {_names(table['name'][twice].unique())}")
     return {n: parse_labels(x, strict=True) or ["neutral"] for n, x in zip(table["name"], table["openset"])}
 
-def _class(x, classes):
-    "The class that gold names by its number"
-    if not isinstance(x, (int, np.integer)) or not 0 <= x < len(classes): raise ValueError(f"{_short(x)} is no class; there are 0 to {len(classes) - 1}")
+def _class(name, x, classes):
+    "The class that gold gives by its number"
+    if not isinstance(x, (int, np.integer)) or not 0 <= x < len(classes):
+        raise ValueError(f"clip {name}: {_short(x)} is no class; there are 0 to {len(classes) - 1}")
     return classes[x]
 
 # %% ../nbs/03_metrics.ipynb #c079a
@@ -516,9 +526,11 @@ def _read_gold(path, key):
     if path.suffix == ".csv": return _read_openset(path)
     d, entry = _read_npz(path), "val" if measure == "WAF" else "emo"
     if split not in d: raise ValueError(f"{path} has no split {split}; it holds {', '.join(d)}")
-    try: gold = {n: x[entry] for n, x in d[split].items() if key != "IEMOCAPFour" or n[4] == "5"}   # of IEMOCAP, Session 5 is the test
-    except (AttributeError, IndexError, KeyError, TypeError): raise ValueError(f"{path}: {split} does not give each clip an {entry!r}") from None
-    try: return {n: _class(x, classes) for n, x in gold.items()} if classes else gold
+    kept = lambda n: key != "IEMOCAPFour" or n[4] == "5"   # of IEMOCAP, Session 5 is the test
+    try: gold = {n: x[entry] for n, x in d[split].items() if kept(n)}
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise ValueError(f"{path}: {split} does not give each clip an {entry!r}") from None
+    try: return {n: _class(n, x, classes) for n, x in gold.items()} if classes else gold
     except ValueError as e: raise ValueError(f"{path}: {e}") from None
 
 # %% ../nbs/03_metrics.ipynb #c080
@@ -539,29 +551,36 @@ def _answer_files(predictions, key):
 
 def _column(x, path):
     "The entries of a column of a result file"
-    if not isinstance(x, (np.ndarray, list, tuple)): raise ValueError(f"{path}: {_short(x)} is no column of names or answers")
+    if not isinstance(x, (np.ndarray, list, tuple)):
+        raise ValueError(f"{path}: {_short(x)} is no column of names or answers")
     return [v.decode() if isinstance(v, bytes) else v for v in (x.tolist() if isinstance(x, np.ndarray) else x)]
 
 def _read_answers(path):
     "Clip -> answer of a result file"
     d = _read_npz(path)
-    if missing := [k for k in ("filenames", "fileitems") if k not in d]: raise ValueError(f"{path} has no entry {', '.join(missing)}")
+    if missing := [k for k in ("filenames", "fileitems") if k not in d]:
+        raise ValueError(f"{path} has no entry {', '.join(missing)}")
     names, items = (_column(d[k], path) for k in ("filenames", "fileitems"))
     if len(names) != len(items): raise ValueError(f"{path}: {len(names)} filenames but {len(items)} fileitems")
-    if len(set(names)) < len(names): raise ValueError(f"{path}: more than one answer for clip {_names(n for n, k in Counter(names).items() if k > 1)}")
+    if twice := [n for n, k in Counter(names).items() if k > 1]:
+        raise ValueError(f"{path}: more than one answer for clip {_names(twice)}")
     return dict(zip(names, items))
 
 # %% ../nbs/03_metrics.ipynb #c081
 def _bench_row(key, gold, path, wheels):
     "One data set and checkpoint: its number and the companions"
-    answers, measure = _read_answers(path), UNIBENCH[key][3]
-    try: s = sentiment_score(gold, answers) if measure == "WAF" else (hit_rate if measure == "hit rate" else ew_score)(gold, answers, wheels)
+    answers, measure, n = _read_answers(path), UNIBENCH[key][3], len(gold)
+    try:
+        if measure == "WAF": s = sentiment_score(gold, answers)
+        else: s = (hit_rate if measure == "hit rate" else ew_score)(gold, answers, wheels)
     except (KeyError, ValueError) as e: raise type(e)(f"{path}: {e.args[0]}") from None
-    n, both = len(gold), dict(n=len(gold), constant=s.constant_baseline)
-    if measure == "WAF": return dict(score=s.waf, companion="ACC", value=s.acc, mean_labels=1., coverage=1 - s.n_unparsable/n, n_scored=s.n_scored, **both)
-    both |= dict(mean_labels=s.mean_labels, coverage=s.coverage)
-    if measure == "hit rate": return dict(score=s.hit_rate, companion="mscore", value=s.mscore, n_scored=s.n_scored, **both)
-    return dict(score=s.f, companion="precision", value=s.precision, n_scored=round(n*(1 - s.never_scored)), **both)
+    if measure == "WAF":
+        row = dict(score=s.waf, companion="ACC", value=s.acc, mean_labels=1., coverage=1 - s.n_unparsable/n, n_scored=s.n_scored)
+    else:
+        words = dict(mean_labels=s.mean_labels, coverage=s.coverage)
+        if measure == "hit rate": row = dict(score=s.hit_rate, companion="mscore", value=s.mscore, **words, n_scored=s.n_scored)
+        else: row = dict(score=s.f, companion="precision", value=s.precision, **words, n_scored=round(n*(1 - s.never_scored)))
+    return row | dict(n=n, constant=s.constant_baseline)
 
 # %% ../nbs/03_metrics.ipynb #c082
 @dataclass(frozen=True, repr=False)

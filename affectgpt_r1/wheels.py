@@ -282,27 +282,30 @@ def _read_format_csv(path, names):
 # %% ../nbs/02_wheels.ipynb #c027
 def _plain_dtype(code, *_):
     "The dtype called `code`, of numbers, text or objects"
-    if not re.fullmatch(r"[biufcSUO]\d{0,9}", code): raise pickle.UnpicklingError(f"holds a pickled dtype {code!r}, which is none of numbers, text or objects")
+    if not re.fullmatch(r"[biufcSUO]\d{0,9}", code):
+        raise pickle.UnpicklingError(f"holds a pickled dtype {code!r}, which is none of numbers, text or objects")
     return np.dtype(code, copy=True)   # a copy: its byte order may have to be set
 
 def _scalar(dtype, data):
     "One number or text of numpy's"
-    if dtype.hasobject or len(data) != dtype.itemsize: raise pickle.UnpicklingError(f"holds a pickled scalar of {dtype} that does not fit its data")
+    if dtype.hasobject or len(data) != dtype.itemsize:
+        raise pickle.UnpicklingError(f"holds a pickled scalar of {dtype} that does not fit its data")
     return np.frombuffer(data, dtype)[0] if data else dtype.type()
 
 def _bytes(data=b""): return bytearray(bytes(memoryview(data)))   # not bytearray(10**12)
 
-_ADMITTED = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): _plain_dtype, ("collections", "OrderedDict"): OrderedDict,
-    **{(f"numpy.{core}.multiarray", name): f for core in ("core", "_core") for name, f in (("_reconstruct", lambda *_: np.empty(0)), ("scalar", _scalar))},
-    **{(module, f.__name__.strip("_")): f for module in ("builtins", "__builtin__") for f in (set, frozenset, complex)},
-    **{(module, "bytearray"): _bytes for module in ("builtins", "__builtin__")}}
+_ADMITTED = {("numpy", "ndarray"): None, ("numpy", "dtype"): _plain_dtype, ("collections", "OrderedDict"): OrderedDict}
+for core in ("numpy.core.multiarray", "numpy._core.multiarray"):   # before numpy 2, and since
+    _ADMITTED |= {(core, "_reconstruct"): lambda *_: np.empty(0), (core, "scalar"): _scalar}
+for built_in in ("builtins", "__builtin__"):
+    _ADMITTED |= {(built_in, t.__name__): t for t in (set, frozenset, complex)} | {(built_in, "bytearray"): _bytes}
 
 # %% ../nbs/02_wheels.ipynb #c027a
 def _check_state(state):
     "What numpy does not check: that an array has as much data as its shape says, and no plain data for objects"
     _, shape, dtype, _, data = state
-    per_item = 1 if dtype.hasobject else dtype.itemsize
-    if min(shape, default=0) < 0 or type(data) is not (list if dtype.hasobject else bytes) or len(data) != per_item*math.prod(shape):
+    kind, per_item = (list, 1) if dtype.hasobject else (bytes, dtype.itemsize)
+    if min(shape, default=0) < 0 or type(data) is not kind or len(data) != per_item*math.prod(shape):
         raise pickle.UnpicklingError(f"holds a pickled array of shape {shape} that does not fit its data")
 
 class _SafeUnpickler(pickle._Unpickler):   # the one in Python: in it the step that sets a state can be replaced
@@ -311,7 +314,8 @@ class _SafeUnpickler(pickle._Unpickler):   # the one in Python: in it the step t
 
     def find_class(self, module, name):
         if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"holds a pickled {module}.{name}, which is neither one of numpy's own types nor a plain container")
+            raise pickle.UnpicklingError(f"holds a pickled {module}.{name}, "
+                                         "which is neither one of numpy's own types nor a plain container")
         return _ADMITTED[module, name]
 
     def load_build(self):
@@ -330,35 +334,38 @@ class _SafeUnpickler(pickle._Unpickler):   # the one in Python: in it the step t
             if x is dtype: self.memo[k] = swapped
 
 # %% ../nbs/02_wheels.ipynb #c027b
-_MOST = 2**30   # bytes that an entry may unpack to; the authors' largest has 2.5 million
+_MOST = 2**30   # bytes that a file may unpack to; the authors' largest has 2.5 million
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 def _read_entry(file):
     "The array in an open npy file"
     version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)): raise ValueError(f"an npy entry of version {version}; 1.0 and 2.0 are known")
-    shape, _, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+    if version not in _HEADERS: raise ValueError(f"an npy entry of version {version}; 1.0 and 2.0 are known")
+    shape, _, dtype = _HEADERS[version](file)
     if not dtype.hasobject:
-        if len(file.getbuffer()) - file.tell() != math.prod(shape)*dtype.itemsize: raise ValueError(f"an array of shape {shape} that does not fit its data")
+        if len(file.getbuffer()) - file.tell() != math.prod(shape)*dtype.itemsize:
+            raise ValueError(f"an array of shape {shape} that does not fit its data")
         file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)
     x = _SafeUnpickler(file).load()
     if type(x) is not np.ndarray or x.shape != shape: raise ValueError(f"a pickle that is no array of shape {shape}")
     return x
 
-def _entries(z):
-    "Name and array of each entry of a zip file"
-    for entry in z.infolist():
-        if entry.file_size > _MOST: raise ValueError(f"{entry.filename} would unpack to {entry.file_size:,} bytes")
-        yield entry.filename.removesuffix(".npy"), _read_entry(io.BytesIO(z.read(entry)))
+def _read_entries(path):
+    "Name -> array of the entries of a zip file"
+    with zipfile.ZipFile(path) as z:
+        size = sum(entry.file_size for entry in z.infolist())
+        if size > _MOST: raise ValueError(f"it would unpack to {size:,} bytes")
+        return {n.removesuffix(".npy"): _read_entry(io.BytesIO(z.read(n))) for n in z.namelist()}
 
 def _read_npz(path):
     "Key -> array of a npz; where the array has no dimension, the object it holds"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with zipfile.ZipFile(path) as z: found = dict(_entries(z))
+    try: found = _read_entries(path)
     except pickle.UnpicklingError as e: raise ValueError(f"{path}: {e}") from None
-    except Exception as e: raise ValueError(f"{path}: cannot be read as npz ({type(e).__name__}: {e})") from None   # broken bytes fail in many ways
+    except Exception as e:   # broken bytes fail in many ways
+        raise ValueError(f"{path}: cannot be read as npz ({type(e).__name__}: {e})") from None
     return {k: x.item() if x.ndim == 0 else x for k, x in found.items()}
 
 # %% ../nbs/02_wheels.ipynb #c028
@@ -374,11 +381,13 @@ def _load_prebuilt(version, path):
     d = _read_npz(path)
     if missing := [k for k in ("format_mapping", "raw_mapping", "wheel_map_whole") if k not in d]:
         raise ValueError(f"{path} has no entry {', '.join(missing)}: it is not the authors' wheel mapping")
-    try: clusters = {w: (dict(m["level1"]), dict(m["level2"])) for w, m in sorted(d["wheel_map_whole"].items())}
-    except (AttributeError, KeyError, TypeError, ValueError): raise ValueError(f"{path}: wheel_map_whole is not laid out as wheel, level, word, cluster") from None
-    trees = {w: _tree_of(*c) for w, c in clusters.items()}
-    return EmotionWheels(version, trees, d["raw_mapping"], d["format_mapping"], alphabetical=True,
-                         clusters=list(clusters.values()))
+    try:
+        clusters = {w: (m["level1"], m["level2"]) for w, m in sorted(d["wheel_map_whole"].items())}
+        trees = {w: _tree_of(*c) for w, c in clusters.items()}
+        return EmotionWheels(version, trees, d["raw_mapping"], d["format_mapping"], alphabetical=True,
+                             clusters=list(clusters.values()))
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{path}: its tables do not fit together ({type(e).__name__}: {e})") from None
 
 def _load_sheets(version, root):
     trees = {f"wheel{i}": _read_wheel_sheet(root/f"wheel{i}.xlsx") for i in range(1, 6)}

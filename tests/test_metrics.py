@@ -1,8 +1,11 @@
 "Metrics: properties that hold for all answers, and errors that name what is wrong"
+import importlib.util
 import json
 import multiprocessing
 import pickle
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +90,30 @@ def test_batches_add_up(batches, level):
         np.testing.assert_allclose([s.f, s.precision, s.recall, s.mean_labels, s.coverage, s.n], [whole.f, whole.precision, whole.recall, whole.mean_labels, whole.coverage, whole.n], atol=1e-12)
     one.reset().update(*batches[0])
     assert one.compute().n == len(batches[0][0])
+
+def test_blocks_add_up_or_not_at_all(monkeypatch):
+    "Clips are summed up block by block; where one of them is wrong, none of the call is added"
+    gold, pred = [["happy"], ["sad"], ["angry", "neutral"]]*5, [["glad"], ["angry"], ["zork", "mad"]]*5
+    whole = ew_score(gold, pred)
+    monkeypatch.setattr(M, "_BLOCK", 4)
+    score = EWScore().update(gold, pred)
+    assert score.compute().to_dict() == whole.to_dict()
+    with pytest.raises(ValueError, match="clip 14"): score.update(gold, pred[:-1] + [[7]])
+    assert score.compute().to_dict() == whole.to_dict()
+
+def test_the_benchmark_keeps_references_apart(tmp_path, monkeypatch):
+    "Two implementations with modules of the same names, which read by relative paths and print"
+    spec = importlib.util.spec_from_file_location("bench", Path(M.__file__).parents[1]/"benchmarks/metrics.py")
+    bench = importlib.util.module_from_spec(spec); spec.loader.exec_module(bench)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path/name/"theirs").mkdir(parents=True)
+        (tmp_path/name/"settings_of_theirs.py").write_text(f"WHO = {name!r}")
+        (tmp_path/name/"theirs/score.py").write_text("import settings_of_theirs\nprint('loading')\ntable = open('table.txt').read()\ndef f(): return settings_of_theirs.WHO, table, open('table.txt').read()")
+        (tmp_path/name/"table.txt").write_text(f"table of {name}")
+        before = set(sys.modules), list(sys.path)
+        with bench.reference(tmp_path/name, "theirs.score", "f") as (f, seconds): assert f() == (name, *[f"table of {name}"]*2) and seconds > 0
+        assert set(sys.modules) == before[0] and sys.path == before[1] and Path.cwd() == tmp_path
 
 @given(st.lists(st.tuples(st.sampled_from(["happy", "sad", "angry", "neutral", "surprise"]), labels), min_size=1, max_size=8))
 def test_hit_rate_is_its_definition(pairs):

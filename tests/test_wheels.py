@@ -200,13 +200,13 @@ def test_files_that_would_fill_the_memory(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path/"bomb.npz", zeros=np.zeros(10**6))
     assert (tmp_path/"bomb.npz").stat().st_size < 20_000
     monkeypatch.setattr(W, "_MOST", 10**6)
-    with pytest.raises(ValueError, match="zeros.npy would unpack to 8,000,128 bytes"): W._read_npz(tmp_path/"bomb.npz")
+    with pytest.raises(ValueError, match="bomb.npz: .*would unpack to 8,000,128 bytes"): W._read_npz(tmp_path/"bomb.npz")
 
 def test_prebuilt_mapping_of_something_else(tmp_path):
     np.savez(tmp_path/"wheel_mapping.npz", format_mapping=np.array({"a": ["a"]}, dtype=object))
     with pytest.raises(ValueError, match="has no entry raw_mapping, wheel_map_whole"): load_wheels("v2026", tmp_path)
     np.savez(tmp_path/"wheel_mapping.npz", **{k: np.array({"a": ["a"]}, dtype=object) for k in ("format_mapping", "raw_mapping", "wheel_map_whole")})
-    with pytest.raises(ValueError, match="wheel_mapping.npz: wheel_map_whole is not laid out"): load_wheels("v2026", tmp_path)
+    with pytest.raises(ValueError, match="wheel_mapping.npz: its tables do not fit together"): load_wheels("v2026", tmp_path)
 
 def test_the_fingerprint_sees_every_change():
     trees, words, forms = {"one": {"a": {"b": ["c"]}}}, {"b": ["b"], "c": ["c"]}, {"b": ["b"], "cs": ["c"]}
