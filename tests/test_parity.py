@@ -10,8 +10,8 @@ import pytest
 
 from affectgpt_r1.labels import parse_labels
 from affectgpt_r1.metrics import ew_rewards, ew_score, hit_rate, mer2025_score, ovmer_score, sentiment_score, unibench
-from affectgpt_r1.rewards import length_penalty, pad_synonyms
 from affectgpt_r1 import wheels as W
+from affectgpt_r1.rewards import length_penalty, pad_synonyms
 from affectgpt_r1.wheels import _read_npz
 
 repo = Path(__file__).resolve().parents[1]
