@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import soundfile as sf
 from tqdm.auto import tqdm
-from .labels import parse_labels
 from .media import _write_video
 from .metrics import UNIBENCH, ew_score
 from .wheels import load_wheels
