@@ -311,13 +311,15 @@ def rl_split(
 # %% ../nbs/05_data.ipynb #d064
 def _same_files(a, b):
     "Pairs of indices of paths in `a` and `b` whose files hold the same bytes"
-    sizes = [defaultdict(list), defaultdict(list)]
-    for paths,by in zip((a, b), sizes):
-        for i,p in enumerate(paths):
-            if p: by[os.path.getsize(p)].append(i)
-    def digests(paths, indices): return [(i, hashlib.sha256(Path(paths[i]).read_bytes()).digest()) for i in indices]
-    return [(i, j) for size in sizes[0].keys() & sizes[1].keys() if size
-            for j,y in digests(b, sizes[1][size]) for i,x in digests(a, sizes[0][size]) if x == y]
+    def sizes(paths): return [(i, os.path.getsize(p)) for i,p in enumerate(paths) if p]
+    def digests(paths, shared):
+        out = defaultdict(list)
+        for i,size in sizes(paths):
+            if size in shared: out[hashlib.sha256(Path(paths[i]).read_bytes()).digest()].append(i)
+        return out
+    shared = {s for _,s in sizes(a)} & {s for _,s in sizes(b)} - {0}
+    x, y = digests(a, shared), digests(b, shared)
+    return [(i, j) for d in x.keys() & y.keys() for i in x[d] for j in y[d]]
 
 # %% ../nbs/05_data.ipynb #d065
 def shared_clips(
