@@ -88,7 +88,8 @@ def machine_settings()->dict: # Arguments for a trl config
     "Precision and device for this machine: bf16 on a GPU, fp32 on a CPU"
     gpu = torch.cuda.is_available()
     return dict(bf16=gpu, use_cpu=not gpu, gradient_checkpointing=False, report_to="none", disable_tqdm=True,
-                dataloader_pin_memory=gpu, remove_unused_columns=False)
+                dataloader_pin_memory=gpu, remove_unused_columns=False,
+                ddp_find_unused_parameters=False)  # every row has its clip, so every weight is used
 
 # %% ../nbs/09_coldstart.ipynb #k012
 class Progress(TrainerCallback):

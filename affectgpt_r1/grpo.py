@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAINING', 'LONGEST', 'group_advantages', 'clipped_loss', 'average', 'kl_estimate', 'grpo_loss', 'token_logps',
            'check_media', 'Start', 'AffectGRPOTrainer', 'grpo_rows', 'training_settings', 'watched', 'held_out_score',
-           'HeldOutTrainer', 'cycle', 'train_grpo', 'read_completions']
+           'HeldOutTrainer', 'cycle', 'train_grpo', 'plan_memory', 'read_completions']
 
 # %% ../nbs/11_grpo.ipynb #c003
 import math
@@ -105,9 +105,9 @@ def check_media(
     least:float=1e-5,     # Smallest difference that is not rounding
 )->float:                 # The largest change of a token's log-probability
     "How much another clip changes what the policy says; raises ValueError where it does not"
-    prompts = [trainer.train_dataset[i]["prompt"] for i in range(min(4, len(trainer.train_dataset)))]
-    question = prompts[0][0]["content"][1:]                   # the words of the first, about the clip of each
-    chats = [[{"role": "user", "content": [p[0]["content"][0], *question]}] for p in prompts]
+    (first, question), *others = [trainer.train_dataset[i]["prompt"][0]["content"] for i in range(min(4, len(trainer.train_dataset)))]
+    clips = [first, *(first | {k: v for k, v in clip.items() if k != "text"} for clip, _ in others)]  # the words of the first, the media of each
+    chats = [[{"role": "user", "content": [clip, question]}] for clip in clips]
     batch = trainer.processing_class.apply_chat_template(chats, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt")
     batch = {k: v.to(trainer.accelerator.device) for k, v in batch.items()}
     was_training, n = trainer.model.training, batch["input_ids"].shape[1] // 2
@@ -338,6 +338,25 @@ def train_grpo(
     log = fit(trainer, "GRPO", resume)
     finish(trainer, processor, out, log)
     return log
+
+# %% ../nbs/11_grpo.ipynb #g061
+def plan_memory(
+    config,         # `AffectGPTConfig`, or that of a decoder
+    trained:int,    # Parameters that are trained
+    free:float,     # Bytes that are free with the model loaded: `torch.cuda.mem_get_info()[0]`
+    answers:int,    # Per step: prompts times group
+    length:int,     # Tokens of prompt and answer
+)->dict:            # `micro_batch` and `gradient_checkpointing`, for `train_grpo`
+    "The largest micro-batch that fits, without gradient checkpointing if it can be; raises ValueError where none does"
+    c = config.get_text_config()
+    layer = 24 * c.hidden_size + 8 * c.intermediate_size    # bytes per token, as test_training.py counts them
+    cache = 4 * answers * length * c.num_hidden_layers * c.num_key_value_heads * (c.hidden_size // c.num_attention_heads)
+    room = .9 * free - 12 * trained - 8 * min(4096, answers * length) * c.vocab_size
+    if cache > room: raise ValueError(f"{answers} answers need {cache / 2**30:.1f} GiB to be sampled, and {room / 2**30:.1f} are left; take fewer prompts or LoRA")
+    for checkpointing, token in ((False, c.num_hidden_layers * layer), (True, c.num_hidden_layers * 2 * c.hidden_size + layer)):
+        fits = [m for m in range(1, answers + 1) if answers % m == 0 and m * length * token <= room]
+        if fits and (checkpointing or fits[-1] >= min(8, answers)): return dict(micro_batch=fits[-1], gradient_checkpointing=checkpointing)
+    raise ValueError(f"one answer of {length} tokens does not fit into {room / 2**30:.1f} GiB; take shorter answers, or LoRA")
 
 # %% ../nbs/11_grpo.ipynb #g052
 def read_completions(

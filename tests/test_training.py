@@ -1,21 +1,22 @@
 "Cold start and GRPO on a handful of clips: the failures that would be silent, and runs that are stopped, killed and resumed"
-import importlib
 import json
 import multiprocessing
 import os
 import signal
-import time
+import tempfile
 from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the `train` extra")
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp()  # trackio reads it when it is imported, which trl does where it is installed
 
 import numpy as np
 from accelerate import debug_launcher
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.commands.config import load_config_from_file
 from conftest import ROOT
-from transformers import AutoModelForCausalLM, AutoProcessor, HubertConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoProcessor, HubertConfig, Qwen2Config, TrainerCallback
 from trl import GRPOConfig
 
 import affectgpt_r1.coldstart as coldstart
@@ -23,7 +24,8 @@ import affectgpt_r1.grpo as grpo
 from affectgpt_r1.coldstart import Collator, TrainingStopped, cold_start, fit, last_checkpoint, lora_config, machine_settings, quiet, target_text
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.features import FeatureCache
-from affectgpt_r1.grpo import AffectGRPOTrainer, check_media, grpo_rows, held_out_score, read_completions, token_logps, train_grpo
+from affectgpt_r1.grpo import (
+    AffectGRPOTrainer, check_media, grpo_rows, held_out_score, plan_memory, read_completions, token_logps, train_grpo)
 from affectgpt_r1.labels import QUESTIONS, parse_response
 from affectgpt_r1.model import MEDIA_KEYS, make_prompt, make_toy_model
 from affectgpt_r1.rewards import make_rewards
@@ -60,7 +62,7 @@ def trainer(lab, model, processor, kind=AffectGRPOTrainer, lora=None, **settings
     defaults = dict(max_steps=1, per_device_train_batch_size=8, num_generations=4, max_completion_length=8,
                     generation_kwargs={"suppress_tokens": processor.placeholder_ids}, reward_weights=weights)
     with quiet():
-        args = GRPOConfig(str(lab["root"] / "trainer"), **machine_settings() | defaults | settings)
+        args = GRPOConfig(**dict(output_dir=str(lab["root"] / "trainer"), save_strategy="no") | machine_settings() | defaults | settings)
         return kind(model, rewards, args, grpo_rows(lab["human"]), processing_class=processor, peft_config=lora)
 
 
@@ -127,7 +129,8 @@ def test_features_reach_the_samples(lab):
     t = trainer(lab, model, processor)
     rows = [t.train_dataset[i] for i in range(4) for _ in range(4)]
     clips = [r["prompt"][0]["content"][0] for r in rows]
-    others = [{**r, "prompt": [{"role": "user", "content": [clip, r["prompt"][0]["content"][1]]}]} for r, clip in zip(rows, clips[4:] + clips[:4])]
+    others = [{**r, "prompt": [{"role": "user", "content": [{**clip, "video": other["video"], "audio": other["audio"]}, r["prompt"][0]["content"][1]]}]}
+              for r, clip, other in zip(rows, clips, clips[4:] + clips[:4])]
 
     def sampled(rows):
         torch.manual_seed(0)
@@ -535,3 +538,84 @@ def test_micro_batches_and_checkpointing_change_no_number(lab, loss_type):
     assert parameters_apart(whole, start) > 1e-2
     for name, how in (("micro", dict(micro_batch=4)), ("again", dict(micro_batch=8, gradient_checkpointing=True))):
         assert parameters_apart(whole, run(name, **how)) < 1e-5
+
+
+@pytest.mark.parametrize("hidden, mlp, layers", [(128, 384, 4), (256, 512, 4), (64, 512, 2)])
+def test_the_memory_of_a_layer_is_what_autograd_keeps(hidden, mlp, layers):
+    "The formula of `plan_memory` against the tensors that a pass in bf16 really saves"
+    config = Qwen2Config(vocab_size=50, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2)
+    model, kept = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train(), {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(t):
+        if t.untyped_storage().data_ptr() not in weights: kept[t.untyped_storage().data_ptr()] = t.untyped_storage()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): model.model(input_ids=torch.zeros(8, 64, dtype=torch.long))
+    counted = sum(s.nbytes() for s in kept.values()) / (8 * 64 * layers)
+    assert counted == pytest.approx(24*hidden + 8*mlp, rel=.15)
+
+
+def test_a_plan_fits_what_there_is():
+    config = Qwen2Config(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4, vocab_size=152064)
+    def plan(gib, answers=64): return plan_memory(config, 100_000_000, gib * 2**30, answers, 768)
+    assert plan(120) == dict(micro_batch=16, gradient_checkpointing=False) and plan(24)["gradient_checkpointing"]
+    assert all(64 % plan(gib)["micro_batch"] == 0 for gib in range(20, 130, 10))
+    with pytest.raises(ValueError, match="fewer prompts"): plan(20, answers=2048)
+    with pytest.raises(ValueError, match="does not fit"): plan(2.4, answers=1)
+
+
+class Scripted(AffectGRPOTrainer):
+    "Writes answers that depend on the prompt and on the place in the group, and on nothing else"
+    words = ["happy", "sad", "angry", "worried, sad", "happy, excited"]
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        texts = [f"<answer>{self.words[(sum(ids) + i % self.num_generations) % 5]}</answer>" for i, ids in enumerate(prompt_ids)]
+        return [self._tokenizer(t)["input_ids"] + [self._tokenizer.eos_token_id] for t in texts], None
+
+
+def scripted_run(lab, out, answers):
+    "Losses and gradients of three steps; in one process, or in each of several"
+    AcceleratorState._reset_state(True); GradientState._reset_state()
+    model, processor = lab["started"]()
+    t = trainer(lab, model, processor, Scripted, max_steps=3, per_device_train_batch_size=answers, steps_per_generation=1, logging_steps=1,
+                num_iterations=2, optim="sgd", learning_rate=.5, output_dir=str(out))
+    with quiet(): log = fit(t, "scripted")
+    if t.is_world_process_zero():
+        torch.save(model.state_dict(), out / "weights.pt")
+        (out / "log.json").write_text(json.dumps([[r[k] for k in ("loss", "grad_norm")] for r in log if "grad_norm" in r]))
+
+
+def test_two_processes_are_one_with_the_same_batch(lab, tmp_path):
+    "Two processes with gloo, half of the answers each: the same losses, gradients and weights as one process with all of them"
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir(), two.mkdir()
+    scripted_run(lab, one, 16)
+    debug_launcher(scripted_run, (lab, two, 8), num_processes=2)
+    AcceleratorState._reset_state(True); GradientState._reset_state()
+    alone, together = (json.loads((p / "log.json").read_text()) for p in (one, two))
+    assert np.allclose(alone, together, atol=1e-5) and len(alone) == 3 and any(abs(loss) > 1e-4 for loss, _ in alone)
+    a, b = (torch.load(p / "weights.pt") for p in (one, two))
+    assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_configs_are_read(lab, name):
+    "accelerate knows every field, and the layers to be wrapped are there"
+    config = load_config_from_file(str(ROOT / f"configs/{name}.yaml"))
+    assert config.mixed_precision == "bf16" and config.num_machines == 1
+    if name == "fsdp2":
+        model = lab["fresh"]()[0]
+        assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] in {type(m).__name__ for m in model.modules()}
+    if name.startswith("zero"): assert config.deepspeed_config["zero_stage"] == int(name[-1])
+
+
+@pytest.mark.parametrize("name, files", [("tensorboard", "board/**/events.*"), ("wandb", "wandb/offline-run-*/logs/debug.log"), ("trackio", "*")])
+def test_reports_go_where_they_are_sent(lab, name, files, tmp_path, monkeypatch):
+    "trl hands `report_to` on; written to this machine, since tests are offline"
+    pytest.importorskip(name)
+    monkeypatch.chdir(tmp_path)
+    for variable, value in dict(WANDB_MODE="offline", WANDB_DIR=tmp_path, TENSORBOARD_LOGGING_DIR=tmp_path / "board").items():
+        monkeypatch.setenv(variable, str(value))
+    small_grpo(lab, f"report-{name}", steps=2, report_to=name, run_name="trial")
+    assert list((Path(os.environ["TRACKIO_DIR"]) if name == "trackio" else tmp_path).glob(files))
