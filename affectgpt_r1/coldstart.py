@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOGGING', 'target_text', 'row_mode', 'shuffled', 'Collator', 'machine_settings', 'Progress', 'last_checkpoint',
-           'fingerprint', 'start_or_resume', 'TrainingStopped', 'stopped', 'Finite', 'fit', 'quiet', 'lora_config',
-           'save', 'finish', 'check_rows', 'cold_start']
+           'fingerprint', 'start_or_resume', 'TrainingStopped', 'stopped', 'Finite', 'fit', 'quiet', 'save', 'finish',
+           'check_rows', 'cold_start']
 
 # %% ../nbs/09_coldstart.ipynb #c003
 import hashlib
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from tqdm.notebook import tqdm as notebook_tqdm
@@ -206,16 +206,6 @@ def quiet():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*gradient_checkpointing.*", FutureWarning)
         yield
-
-# %% ../nbs/09_coldstart.ipynb #k027
-def lora_config(
-    rank:int=16,        # Of the adapters
-    alpha:int=32,       # Their scale is alpha / rank
-    dropout:float=0.,   # AffectGPT has 0.05; GRPO compares two passes of one policy, so none here
-)->LoraConfig:
-    "Adapters on all projections of the decoder, and the whole fusion beside them"
-    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM",
-                      target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj", modules_to_save=["fusion"])
 
 # %% ../nbs/09_coldstart.ipynb #k031
 def save(

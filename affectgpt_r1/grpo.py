@@ -20,10 +20,10 @@ from transformers import Trainer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from .coldstart import (
-    LOGGING, check_rows, fingerprint, finish, fit, lora_config, machine_settings, quiet, start_or_resume, stopped)
+    LOGGING, check_rows, fingerprint, finish, fit, machine_settings, quiet, start_or_resume, stopped)
 from .labels import parse_response
 from .metrics import ew_score
-from .model import MEDIA_KEYS, make_prompt
+from .model import MEDIA_KEYS, lora_config, make_prompt, memory_estimate
 from .rewards import answer_labels, completion_text
 
 # %% ../nbs/11_grpo.ipynb #c008
@@ -182,7 +182,7 @@ _PAPER = dict(
     epsilon=(0.2, "re-implementations, all of them; the paper's is not known"),
     scale_rewards=("group", "paper: reward minus the group's mean, over its deviation"),
     loss_type=("grpo", "re-implementations: mean over tokens, then over answers"),
-    lora=(dict(rank=16, alpha=32), "AffectGPT, appendix B; that RL trains the same parts is inferred"),
+    lora=("rank 16, alpha 32", "AffectGPT, appendix B; that RL trains the same parts is inferred"),
     group=(8, "ours; 2 to 8 in re-implementations"),
     prompts=(8, "ours; 1 to 4 in re-implementations"),
     lr=(1e-6, "ours; 1e-6 to 1e-5 in re-implementations"),
@@ -212,7 +212,7 @@ def training_settings(
     "The settings of a recipe, without their sources"
     if name not in TRAINING: raise ValueError(f"no training recipe {name!r}; there are {', '.join(TRAINING)}")
     values = {field: value for field, (value, _) in TRAINING[name].items()}
-    return values | ({"lora": lora_config(**values["lora"])} if "lora" in values else {})
+    return values | ({"lora": lora_config()} if "lora" in values else {})
 
 # %% ../nbs/11_grpo.ipynb #g038
 def watched(
@@ -341,22 +341,22 @@ def train_grpo(
 
 # %% ../nbs/11_grpo.ipynb #g061
 def plan_memory(
-    config,         # `AffectGPTConfig`, or that of a decoder
-    trained:int,    # Parameters that are trained
-    free:float,     # Bytes that are free with the model loaded: `torch.cuda.mem_get_info()[0]`
-    answers:int,    # Per step: prompts times group
-    length:int,     # Tokens of prompt and answer
-)->dict:            # `micro_batch` and `gradient_checkpointing`, for `train_grpo`
+    config,                  # `AffectGPTConfig`
+    gib:float,               # Memory of the GPU
+    answers:int,             # Per step: prompts times group
+    prompt:int=256,          # Tokens of a prompt
+    completion:int=64,       # Tokens of the longest answer
+    lora:bool=False,         # Train adapters and fusion only?
+    dtype=torch.bfloat16,    # Of the weights that are not trained, or of all
+)->dict:                     # `micro_batch` and `gradient_checkpointing`, for `train_grpo`
     "The largest micro-batch that fits, without gradient checkpointing if it can be; raises ValueError where none does"
-    c = config.get_text_config()
-    layer = 24 * c.hidden_size + 8 * c.intermediate_size    # bytes per token, as test_training.py counts them
-    cache = 4 * answers * length * c.num_hidden_layers * c.num_key_value_heads * (c.hidden_size // c.num_attention_heads)
-    room = .9 * free - 12 * trained - 8 * min(4096, answers * length) * c.vocab_size
-    if cache > room: raise ValueError(f"{answers} answers need {cache / 2**30:.1f} GiB to be sampled, and {room / 2**30:.1f} are left; take fewer prompts or LoRA")
-    for checkpointing, token in ((False, c.num_hidden_layers * layer), (True, c.num_hidden_layers * 2 * c.hidden_size + layer)):
-        fits = [m for m in range(1, answers + 1) if answers % m == 0 and m * length * token <= room]
+    for checkpointing in (False, True):
+        one, two = (memory_estimate(config, n, answers, prompt, completion, lora, checkpointing, dtype).loc["sum"] for n in (1, 2))
+        if one["writing"] > .9 * gib: raise ValueError(f"{answers} answers take {one['writing']:.1f} GiB to be sampled, of {gib:g}; take fewer prompts")
+        most = 1 + (.9 * gib - one["training"]) / (two["training"] - one["training"])  # memory grows by as much with each answer
+        fits = [m for m in range(1, answers + 1) if answers % m == 0 and m <= most]
         if fits and (checkpointing or fits[-1] >= min(8, answers)): return dict(micro_batch=fits[-1], gradient_checkpointing=checkpointing)
-    raise ValueError(f"one answer of {length} tokens does not fit into {room / 2**30:.1f} GiB; take shorter answers, or LoRA")
+    raise ValueError(f"one answer takes {one['training']:.1f} GiB to be learnt from, of {gib:g}; take LoRA, or shorter answers")
 
 # %% ../nbs/11_grpo.ipynb #g052
 def read_completions(

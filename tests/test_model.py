@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="needs the `train` extra")
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.features import FeatureCache, read_clips, sector_targets, train_towers
 from affectgpt_r1.labels import QUESTIONS
-from affectgpt_r1.model import AffectGPTConfig, clips_of, make_prompt, make_toy_model, splice, toy_config
+from affectgpt_r1.model import AffectGPTConfig, clip_of, make_prompt, make_toy_model, splice, toy_config
 from affectgpt_r1.toy import make_toy_corpus
 from affectgpt_r1.wheels import load_wheels
 
@@ -93,9 +93,10 @@ def test_a_prompt_without_its_placeholders_is_refused():
         splice(torch.zeros(1, 3, 4), torch.tensor([[9, 3, 4]]), torch.zeros(1, 3, 4), (3, 4, 5))
 
 
-def test_clip_parts_are_found_in_order(human):
-    chats = [make_prompt(human[1]), [{"role": "user", "content": "no clip"}], make_prompt(human[0])]
-    assert [c["video"] for c in clips_of(chats)] == [human[1]["video"], human[0]["video"]]
+def test_a_chat_is_about_one_clip(human):
+    one, words = make_prompt(human[1]), [{"role": "user", "content": "no clip"}]
+    assert clip_of(one + words)["video"] == human[1]["video"] and clip_of(words) is None
+    with pytest.raises(ValueError, match="one clip"): clip_of(one + make_prompt(human[0]))
 
 
 def test_tags_survive_decoding(toy):

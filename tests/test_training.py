@@ -16,18 +16,18 @@ from accelerate import debug_launcher
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.commands.config import load_config_from_file
 from conftest import ROOT
-from transformers import AutoModelForCausalLM, AutoProcessor, HubertConfig, Qwen2Config, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoProcessor, HubertConfig, TrainerCallback
 from trl import GRPOConfig
 
 import affectgpt_r1.coldstart as coldstart
 import affectgpt_r1.grpo as grpo
-from affectgpt_r1.coldstart import Collator, TrainingStopped, cold_start, fit, last_checkpoint, lora_config, machine_settings, quiet, target_text
+from affectgpt_r1.coldstart import Collator, TrainingStopped, cold_start, fit, last_checkpoint, machine_settings, quiet, target_text
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.features import FeatureCache
 from affectgpt_r1.grpo import (
     AffectGRPOTrainer, check_media, grpo_rows, held_out_score, plan_memory, read_completions, token_logps, train_grpo)
 from affectgpt_r1.labels import QUESTIONS, parse_response
-from affectgpt_r1.model import MEDIA_KEYS, make_prompt, make_toy_model
+from affectgpt_r1.model import MEDIA_KEYS, lora_config, make_prompt, make_toy_model, memory_estimate, paper_config
 from affectgpt_r1.rewards import make_rewards
 from affectgpt_r1.toy import make_toy_corpus
 from affectgpt_r1.wheels import load_wheels
@@ -83,7 +83,7 @@ def test_features_reach_the_log_probs_of_the_loss(lab):
     batch = generated(t)
     ids, mask, n = sequences(batch)
     media = {k: batch[k] for k in MEDIA_KEYS if k in batch}
-    assert set(media) == {"video_features", "audio_features"}
+    assert set(media) == {"video_features", "audio_features", "video_mask", "audio_mask"}
 
     def logps(features):
         t._media = features
@@ -160,7 +160,7 @@ def test_a_run_whose_media_do_not_reach_the_policy_is_stopped(lab):
     model, processor = lab["fresh"]()
     t = trainer(lab, model, processor)
     assert check_media(t) > 1e-3
-    model.model.fusion.forward = lambda V, A: torch.zeros(len(V), 3, model.config.text_config.hidden_size)
+    model.model.fusion.forward = lambda V, A, *masks: torch.zeros(len(V), 3, model.config.text_config.hidden_size)
     before = model.lm_head.weight.detach().clone()
     with quiet(), pytest.raises(ValueError, match="do not reach the policy"): t.train()
     assert torch.equal(model.lm_head.weight, before)
@@ -196,7 +196,7 @@ def test_tags_survive_decoding(lab):
 def test_without_adapters_the_policy_is_the_reference(lab):
     "Adapters and fusion are trained away from where they began; switched off, they leave the model that they began from"
     model, processor = lab["started"]()
-    t = trainer(lab, model, processor, lora=lora_config(rank=4), beta=.1, max_steps=2, learning_rate=1e-2, max_completion_length=24)
+    t = trainer(lab, model, processor, lora=lora_config(), beta=.1, max_steps=2, learning_rate=1e-2, max_completion_length=24)
     with quiet(): fit(t, "lora")
     batch = generated(t)
     ids, mask, n = sequences(batch)
@@ -238,8 +238,8 @@ def test_both_modes_train_save_and_load(lab, mode):
     again = AutoProcessor.from_pretrained(lab["root"] / f"grpo-{mode}")
     inputs = again.apply_chat_template([make_prompt(lab["human"][0], mode)], tokenize=True, return_dict=True,
                                        add_generation_prompt=True, return_tensors="pt")
-    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
-    with torch.no_grad(): assert torch.allclose(model(**inputs).logits, loaded(**inputs).logits, atol=1e-4)
+    for p in loaded.parameters(): p.data = p.data.clone()  # loaded, they lie in memory as in the file, and the place decides the last bit of a sum
+    with torch.no_grad(): assert torch.equal(model(**inputs).logits, loaded(**inputs).logits)
 
 
 def test_same_seed_same_numbers(lab):
@@ -361,7 +361,7 @@ def small_grpo(lab, out, steps=7, stop=None, **settings):
 @pytest.mark.parametrize("name, settings", [
     ("plain", {}),
     ("cycles", dict(num_iterations=2, steps_per_generation=2, save_every=3)),
-    ("lora", dict(lora=lora_config(rank=4), lr=1e-2)),
+    ("lora", dict(lora=lora_config(), lr=1e-2)),
 ])
 def test_a_resumed_run_is_the_unbroken_run(lab, name, settings):
     "Also in a later epoch than the first, and with several updates for one sampling"
@@ -540,29 +540,16 @@ def test_micro_batches_and_checkpointing_change_no_number(lab, loss_type):
         assert parameters_apart(whole, run(name, **how)) < 1e-5
 
 
-@pytest.mark.parametrize("hidden, mlp, layers", [(128, 384, 4), (256, 512, 4), (64, 512, 2)])
-def test_the_memory_of_a_layer_is_what_autograd_keeps(hidden, mlp, layers):
-    "The formula of `plan_memory` against the tensors that a pass in bf16 really saves"
-    config = Qwen2Config(vocab_size=50, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2)
-    model, kept = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train(), {}
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def pack(t):
-        if t.untyped_storage().data_ptr() not in weights: kept[t.untyped_storage().data_ptr()] = t.untyped_storage()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): model.model(input_ids=torch.zeros(8, 64, dtype=torch.long))
-    counted = sum(s.nbytes() for s in kept.values()) / (8 * 64 * layers)
-    assert counted == pytest.approx(24*hidden + 8*mlp, rel=.15)
-
-
 def test_a_plan_fits_what_there_is():
-    config = Qwen2Config(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4, vocab_size=152064)
-    def plan(gib, answers=64): return plan_memory(config, 100_000_000, gib * 2**30, answers, 768)
-    assert plan(120) == dict(micro_batch=16, gradient_checkpointing=False) and plan(24)["gradient_checkpointing"]
-    assert all(64 % plan(gib)["micro_batch"] == 0 for gib in range(20, 130, 10))
-    with pytest.raises(ValueError, match="fewer prompts"): plan(20, answers=2048)
-    with pytest.raises(ValueError, match="does not fit"): plan(2.4, answers=1)
+    config = paper_config()
+    def plan(gib, answers=64): return plan_memory(config, gib, answers, completion=512, lora=True)
+    assert plan(140) == dict(micro_batch=8, gradient_checkpointing=False) and plan(40)["gradient_checkpointing"]
+    for gib in (24, 80):
+        found = plan(gib)
+        need = memory_estimate(config, found["micro_batch"], 64, 256, 512, True, found["gradient_checkpointing"], torch.bfloat16).loc["sum"]
+        assert 64 % found["micro_batch"] == 0 and need.max() <= .9 * gib
+    with pytest.raises(ValueError, match="take fewer prompts"): plan(24, answers=2048)
+    with pytest.raises(ValueError, match="one answer takes"): plan(18.8, answers=1)
 
 
 class Scripted(AffectGRPOTrainer):
