@@ -3,6 +3,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -584,6 +586,19 @@ def test_two_processes_are_one_with_the_same_batch(lab, tmp_path):
     assert np.allclose(alone, together, atol=1e-5) and len(alone) == 3 and any(abs(loss) > 1e-4 for loss, _ in alone)
     a, b = (torch.load(p / "weights.pt") for p in (one, two))
     assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-5
+
+
+def test_the_script_trains_under_accelerate_launch(lab, tmp_path):
+    "With the config for several GPUs, on two CPU processes in its place"
+    (tmp_path / "prepared.json").write_text(json.dumps(dict(data=str(lab["root"] / "corpus"))))
+    for name, there in dict(cold_start="cold", features="features").items(): (tmp_path / name).symlink_to(lab["root"] / there)
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/ddp.yaml"), "--cpu", "--num_processes", "2",
+              "--main_process_port", "0", "-m", "tools.train", "grpo", "--run-dir", str(tmp_path)]
+    run = subprocess.run([sys.executable, *launch, "--set", "steps=2", "prompts=2", "group=4", "save_every=1"], cwd=ROOT, capture_output=True, text=True,
+                         env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.count("GRPO 2/2") >= 1 and "held-out F" in run.stdout
+    assert (tmp_path / "grpo/model.safetensors").exists() and len(read_completions(tmp_path / "grpo")) == 2 * 2 * 8
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])
