@@ -132,7 +132,7 @@ def encoder_fingerprint(
     processor,    # Its processor
 )->str:           # sha256, hexadecimal
     "What the features depend on besides the media: tower weights and preprocessing"
-    h = hashlib.sha256(f"{processor.visual} {processor.frames_by}".encode())
+    h = hashlib.sha256(f"{processor.visual} {processor.frames_by} {processor.compat}".encode())
     for part in (processor.image_processor, processor.feature_extractor):
         h.update(json.dumps(part.to_dict(), sort_keys=True, default=str).encode())
     for tower in (model.model.vision_tower, model.model.audio_tower):

@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT/"affectgpt_r1"
-CHAPTERS = sorted((ROOT/"nbs").glob("[0-9][0-9]_*.ipynb"))
-ORDER = [p.stem[3:] for p in CHAPTERS]  # modules in reading order
+CHAPTERS = sorted((ROOT/"nbs").glob("[0-9][0-9]*_*.ipynb"))
+ORDER = [p.stem.partition("_")[2] for p in CHAPTERS]  # modules in reading order
 LIGHT = ["labels", "wheels", "metrics"]
 
 ONLY_NUMPY_AND_PANDAS = """

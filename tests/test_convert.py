@@ -1,0 +1,212 @@
+"Trained parts in one model; the released file of weights, into it and back, and what is refused"
+import copy
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the `train` extra")
+
+from peft import PeftModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM, AutoTokenizer, CLIPConfig, CLIPModel, Gemma2Config, HubertModel, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config,
+    Qwen3Config, Wav2Vec2FeatureExtractor)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from affectgpt_r1.convert import from_released, load_parts, load_released, read_released, released_state, save_released
+from affectgpt_r1.model import PLACEHOLDERS, TAGS, make_prompt, toy_config
+
+FRAME = "# {multi} {audio} {video} {subtitle} {question} #"
+
+
+def makers_tokenizer():
+    "A byte-level tokenizer without any of our tokens"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def save_parts(root, decoder=Qwen2Config, spare=20, **kwargs):
+    "Folders as the makers of the three parts would leave them"
+    torch.manual_seed(0)
+    words = makers_tokenizer()
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                 vocab_size=len(words) + spare, bos_token_id=None, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+    AutoModelForCausalLM.from_config(decoder(**sizes, **kwargs)).save_pretrained(root / "text")
+    words.save_pretrained(root / "text")
+    toy = toy_config(99, (3, 4, 5), 2, 1)
+    text = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=99)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=toy.vision_config.to_dict() | dict(projection_dim=40), projection_dim=40)).save_pretrained(root / "vision")
+    CLIPImageProcessorPil(size=dict(shortest_edge=48), crop_size=dict(height=48, width=48)).save_pretrained(root / "vision")
+    HubertModel(toy.audio_config).save_pretrained(root / "audio")
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(root / "audio")
+    return dict(text_path=root / "text", vision_path=root / "vision", audio_path=root / "audio", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory): return save_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def released(parts, tmp_path_factory):
+    "A base model and a file for it: names and shapes of the released one, small and random"
+    torch.manual_seed(1)
+    shapes = dict(video_attention_mlp=(1, 40), affectgpt_proj=(32, 40), audio_attention_mlp=(1, 64), audio_llama_proj=(32, 64), multi_video_embs=(64, 40),
+                  multi_audio_embs=(64, 64), attention_mlp=(64, 128), fc_att=(2, 64), multi_llama_proj=(32, 64), image_llama_proj=(32, 40))
+    state = {f"{n}.{k}": torch.randn(s if k == "weight" else s[:1]) / 8 for n, s in shapes.items() for k in ("weight", "bias")}
+    for i in range(2):
+        for part, into, out in (("self_attn.q", 32, 32), ("self_attn.k", 32, 16), ("self_attn.v", 32, 16), ("self_attn.o", 32, 32),
+                                ("mlp.gate", 32, 48), ("mlp.up", 32, 48), ("mlp.down", 48, 32)):
+            name = f"llama_model.base_model.model.model.layers.{i}.{part}_proj"
+            state |= {f"{name}.lora_A.default.weight": torch.randn(16, into) / 8, f"{name}.lora_B.default.weight": torch.randn(out, 16) / 8}
+    path = tmp_path_factory.mktemp("file") / "checkpoint_000030_loss_0.751.pth"
+    torch.save(dict(model=state, optimizer={}, config={}, scaler={}, epoch=30), path)
+    base, processor = load_parts(**parts, compat="affectgpt", frame=FRAME)
+    return dict(state=state, path=path, base=base, processor=processor)
+
+
+@pytest.mark.parametrize("decoder", [Qwen2Config, Qwen3Config, LlamaConfig])
+@pytest.mark.parametrize("fusion", ["attention", "qformer"])
+def test_any_decoder_says_what_it_said_before(tmp_path, decoder, fusion):
+    parts = save_parts(tmp_path, decoder)
+    model, processor = load_parts(**parts, fusion=fusion)
+    ids = torch.tensor([processor.tokenizer("Hello there")["input_ids"]])
+    old = torch.tensor([i not in processor.tokenizer.convert_tokens_to_ids(TAGS) for i in range(model.config.text_config.vocab_size)])
+    with torch.no_grad():
+        alone, inside = AutoModelForCausalLM.from_pretrained(parts["text_path"])(ids).logits, model(input_ids=ids).logits
+    assert torch.allclose(inside[..., old], alone[..., old], atol=1e-6) and not torch.allclose(inside, alone)
+    model.save_pretrained(tmp_path / "whole")
+    with torch.no_grad(): assert torch.allclose(AutoModelForCausalLM.from_pretrained(tmp_path / "whole")(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-5)
+
+
+def test_towers_are_the_makers(parts):
+    model, _ = load_parts(**parts)
+    clip, hubert = CLIPModel.from_pretrained(parts["vision_path"]), HubertModel.from_pretrained(parts["audio_path"])
+    pixels, sound = torch.randn(1, 2, 3, 48, 48), torch.randn(1, 2, 8000)
+    V, A = model.model.encode_media(pixels, sound)
+    with torch.no_grad():
+        assert torch.allclose(V[0], clip.get_image_features(pixels[0]).pooler_output, atol=1e-5)
+        out = hubert.eval()(sound[0], output_hidden_states=True)
+    assert torch.allclose(A[0], torch.stack([*out.hidden_states[-4:-1], out.last_hidden_state]).mean(0).mean(1), atol=1e-5)
+
+
+def test_a_decoder_with_a_head_of_its_own_kind_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Gemma2ForCausalLM does more"):
+        load_parts(**save_parts(tmp_path, Gemma2Config, head_dim=8, final_logit_softcapping=1.0))
+
+
+@pytest.mark.parametrize("spare", [20, 0])
+def test_new_tags_start_as_the_mean_of_their_pieces(tmp_path, spare):
+    parts = save_parts(tmp_path, spare=spare)
+    before = AutoTokenizer.from_pretrained(parts["text_path"])
+    model, processor = load_parts(**parts)
+    for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+        assert len(table) == len(before) + max(spare, len(PLACEHOLDERS + TAGS))
+        for tag in TAGS:
+            assert torch.allclose(table[processor.tokenizer.convert_tokens_to_ids(tag)], table[before(tag)["input_ids"]].mean(0))
+    text = "<think>a</think><answer>b</answer>"
+    assert processor.tokenizer.decode(processor.tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+    assert processor.tokenizer.decode(processor.placeholder_ids, skip_special_tokens=True) == ""
+
+
+def test_for_released_weights_no_row_of_the_decoder_is_touched(released, parts):
+    text = AutoModelForCausalLM.from_pretrained(parts["text_path"])
+    assert torch.equal(released["base"].get_output_embeddings().weight, text.get_output_embeddings().weight)
+
+
+def test_in_training_a_first_token_and_an_end_in_writing_neither(released):
+    processor = released["processor"]
+    chat = make_prompt(dict(name="a", video="", audio="", subtitle="Well."))
+    say = processor.tokenizer.decode
+    asked = processor.apply_chat_template([chat], tokenize=True, add_generation_prompt=True)[0]
+    assert say(asked).startswith("# <multi> <audio> <video> Well.") and say(asked).endswith(" #")
+    batch = processor.training_batch([chat, chat], ["happy", "sad, tired"])
+    assert say(batch["input_ids"][1]) == "<|im_start|>" + say(asked) + "sad, tired###<|im_end|>"
+    assert say(batch["labels"][0][batch["labels"][0] >= 0]) == "happy###<|im_end|>" and not batch["attention_mask"][0, -1]
+
+
+def test_released_weights_need_the_authors_prompt(parts):
+    with pytest.raises(ValueError, match="needs the authors' prompt"): load_parts(**parts, compat="affectgpt")
+
+
+def test_frames_are_squeezed_for_the_released_weights_and_cut_out_by_default(released, parts):
+    frame = torch.zeros(40, 80, 3, dtype=torch.uint8).numpy()
+    frame[:, :15] = 255  # a white edge, which the middle does not hold
+    squeezed, cut = (p.image_processor([frame], return_tensors="pt")["pixel_values"] for p in (released["processor"], load_parts(**parts)[1]))
+    assert squeezed.shape == cut.shape == (1, 3, 48, 48) and squeezed[0, 0, 20, 2] > 1 > -1 > cut[0, 0, 20, 2]
+
+
+def test_converted_logits_are_those_of_the_formulas(released, parts):
+    state = released["state"]
+    model, processor = from_released(released["path"], **parts, frame=FRAME, visual="frame")
+    V, A = torch.randn(2, 8, 40), torch.randn(2, 8, 64)
+    ids = torch.tensor([processor.apply_chat_template(make_prompt(dict(name="a", video="v", audio="a", subtitle=s)), tokenize=True)[0] for s in ("one", "two")])
+
+    def lin(name, x): return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+    v, a = lin("multi_video_embs", V.mean(1)), lin("multi_audio_embs", A.mean(1))
+    s = lin("fc_att", lin("attention_mlp", torch.cat([v, a], 1)))
+    tokens = torch.stack([lin("multi_llama_proj", s[:, :1] * v + s[:, 1:] * a), lin("audio_llama_proj", (lin("audio_attention_mlp", A) * A).sum(1)),
+                          lin("affectgpt_proj", (lin("video_attention_mlp", V) * V).sum(1))], 1)
+    decoder = AutoModelForCausalLM.from_pretrained(parts["text_path"])
+    for name, W in decoder.named_parameters():
+        key = f"llama_model.base_model.model.{name.removesuffix('.weight')}.lora_%s.default.weight"
+        if key % "A" in state: W.data += 2 * state[key % "B"] @ state[key % "A"]
+    with torch.no_grad():
+        seats = torch.isin(ids, torch.tensor(processor.placeholder_ids))
+        embeds = decoder.get_input_embeddings()(ids.masked_fill(seats, 0))
+        embeds[seats] = tokens.flatten(0, 1)
+        assert torch.allclose(model(input_ids=ids, video_features=V, audio_features=A).logits, decoder(inputs_embeds=embeds).logits, atol=1e-5)
+
+
+def test_there_and_back_and_through_a_native_checkpoint(released, parts, tmp_path):
+    model = load_released(copy.deepcopy(released["base"]), released["path"])
+    save_released(model, tmp_path / "back.pth")
+    model.save_pretrained(tmp_path / "native")
+    native = PeftModel.from_pretrained(load_parts(**parts, compat="affectgpt", frame=FRAME)[0], tmp_path / "native")
+    for state in (read_released(tmp_path / "back.pth"), released_state(native)):
+        assert state.keys() == released["state"].keys()
+        assert all(torch.equal(x, released["state"][name]) for name, x in state.items())
+
+
+NAMES = ["fc_att.bias", "image_llama_proj.weight", "llama_model.base_model.model.model.layers.1.mlp.down_proj.lora_B.default.weight"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_a_renamed_and_a_misshapen_key_are_refused_by_name(released, tmp_path, name):
+    def load(change):
+        state = dict(released["state"]); change(state)
+        torch.save(dict(model=state), tmp_path / "changed.pth")
+        model = copy.deepcopy(released["base"])
+        before = {n: x.clone() for n, x in model.state_dict().items()}
+        with pytest.raises(ValueError) as error: load_released(model, tmp_path / "changed.pth")
+        own = model.state_dict()
+        assert all(any(torch.equal(x, y) for n2, y in own.items() if n2.replace(".base_layer", "").replace(".original_module", "").replace(
+            ".modules_to_save.default", "") == n) for n, x in before.items())
+        return str(error.value)
+    missing = load(lambda s: s.pop(name))
+    assert f"{name}: is missing" in missing and missing.count("\n- ") == 1 and "changed.pth" in missing
+    renamed = load(lambda s: s.update({name + "x": s.pop(name)}))
+    assert f"{name}: is missing" in renamed and f"{name}x: is not known" in renamed
+    assert f"{name}: has shape (3, 3)" in load(lambda s: s.update({name: torch.zeros(3, 3)}))
+
+
+def test_an_empty_file_is_refused_and_the_rest_is_counted(released, tmp_path):
+    torch.save(dict(model={}), tmp_path / "empty.pth")
+    with pytest.raises(ValueError, match="and 38 more"): load_released(copy.deepcopy(released["base"]), tmp_path / "empty.pth")
+
+
+def test_nothing_in_a_file_is_executed(tmp_path):
+    class Evil:
+        def __reduce__(self): return Path.touch, (tmp_path / "was_here",)
+    torch.save(dict(model={}, config=Evil()), tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="evil.pth: holds more than tensors"): read_released(tmp_path / "evil.pth")
+    assert not (tmp_path / "was_here").exists()
+    torch.save([1], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="no entry 'model'"): read_released(tmp_path / "list.pth")
+
+
+def test_only_an_adapted_released_model_has_a_way_back(released, parts, tmp_path):
+    with pytest.raises(ValueError, match="no adapters"): save_released(released["base"], tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="compat=None"): load_released(load_parts(**parts)[0], released["path"])
