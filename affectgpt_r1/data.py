@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'TRACKS', 'UNIBENCH_FOLDERS', 'load_mer2025', 'load_mer202
            'rl_split', 'shared_clips', 'check_leakage', 'load_folder']
 
 # %% ../nbs/05_data.ipynb #c003
-import hashlib, io, os, pickle, warnings, zipfile
+import hashlib, os, warnings
 from collections import defaultdict
 from pathlib import Path
 import av
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from .labels import parse_labels
 from .media import VIDEO_FILES, _existing, _streams, read_faces, read_subtitle, read_video, read_waveform
 from .metrics import UNIBENCH
+from .wheels import _read_npz
 
 # %% ../nbs/05_data.ipynb #c006
 COLUMNS = dict(
@@ -233,46 +234,12 @@ def check_media(
     masked = {c: ["" if (name, c) in bad else path for name,path in zip(dataset["name"], dataset[c])] for c in columns}
     return datasets.Dataset.from_dict(dataset.to_dict() | masked, features=dataset.features, info=dataset.info)
 
-# %% ../nbs/05_data.ipynb #c029
-def _plain_dtype(*args):
-    "A dtype without fields, which a pickle cannot bend"
-    d = np.dtype(*args)
-    if d.kind == "V": raise pickle.UnpicklingError(f"holds a dtype of kind {d}")
-    return d
-
-class _SafeUnpickler(pickle.Unpickler):
-    "Knows numpy's arrays, scalars and dtypes, and plain containers"
-    def find_class(self, module, name):
-        known = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): _plain_dtype}
-        for m in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            known[m, "_reconstruct"], known[m, "scalar"] = np._core.multiarray._reconstruct, np._core.multiarray.scalar
-        for t in (set, frozenset, complex, bytearray):
-            known["builtins", t.__name__] = known["__builtin__", t.__name__] = t
-        if (module, name) in known: return known[module, name]
-        raise pickle.UnpicklingError(f"holds a pickled {module}.{name}, which is neither one of numpy's own types nor a plain container")
-
-# %% ../nbs/05_data.ipynb #c030
-def _read_npy(f):
-    "The array in an open npy file; objects go through the safe unpickler"
-    version = np.lib.format.read_magic(f)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(f)
-    if not dtype.hasobject:
-        f.seek(0)
-        return np.lib.format.read_array(f, allow_pickle=False)
-    return np.asarray(_SafeUnpickler(f).load(), dtype=object).reshape(shape, order="F" if fortran else "C")
-
 # %% ../nbs/05_data.ipynb #c031
 def read_npz(
     path,   # An npz file
 )->dict:    # Its arrays by name; an array of no dimension is given as the object it holds
-    "Read `path` without running what may be hidden in it"
-    path = _existing(path)
-    try:
-        with zipfile.ZipFile(path) as z:
-            arrays = {n.removesuffix(".npy"): _read_npy(io.BytesIO(z.read(n))) for n in z.namelist()}
-    except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, EOFError) as e: raise ValueError(f"{path}: {e}") from e
-    return {k: a.item() if a.ndim == 0 else a for k,a in arrays.items()}
+    "Read `path` without running what may be hidden in it; raises ValueError where it holds more than numpy's types and plain containers"
+    return _read_npz(path)
 
 # %% ../nbs/05_data.ipynb #d051
 _POLISHED = "transcription-engchi-polish.csv"
@@ -344,13 +311,15 @@ def rl_split(
 # %% ../nbs/05_data.ipynb #d064
 def _same_files(a, b):
     "Pairs of indices of paths in `a` and `b` whose files hold the same bytes"
-    sizes = [defaultdict(list), defaultdict(list)]
-    for paths,by in zip((a, b), sizes):
-        for i,p in enumerate(paths):
-            if p: by[os.path.getsize(p)].append(i)
-    def digests(paths, indices): return [(i, hashlib.sha256(Path(paths[i]).read_bytes()).digest()) for i in indices]
-    return [(i, j) for size in sizes[0].keys() & sizes[1].keys() if size
-            for j,y in digests(b, sizes[1][size]) for i,x in digests(a, sizes[0][size]) if x == y]
+    def sizes(paths): return [(i, os.path.getsize(p)) for i,p in enumerate(paths) if p]
+    def digests(paths, shared):
+        out = defaultdict(list)
+        for i,size in sizes(paths):
+            if size in shared: out[hashlib.sha256(Path(paths[i]).read_bytes()).digest()].append(i)
+        return out
+    shared = {s for _,s in sizes(a)} & {s for _,s in sizes(b)} - {0}
+    x, y = digests(a, shared), digests(b, shared)
+    return [(i, j) for d in x.keys() & y.keys() for i in x[d] for j in y[d]]
 
 # %% ../nbs/05_data.ipynb #d065
 def shared_clips(

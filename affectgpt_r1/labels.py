@@ -44,7 +44,7 @@ _QUOTES = str.maketrans(dict.fromkeys("’‘", "'") | dict.fromkeys("“”「�
 _SEPARATORS = re.compile(
     r"""[\[\]{}()<>"*#|/\\,;&+~•·●▪◦‣–—，、；：。！？（）【】…\n\r\t]+   # what is never part of a label
     |(?<!\w)'|'(?!\w)                 # quotes, but not the apostrophe inside a word
-    |[.!?]+(?=\s|,|$)                 # the end of a sentence
+    |(?<![.!?])[.!?]+(?=\s|,|$)        # the end of a sentence
     |(?:^|(?<=\s))(?:\d+\s*[.):]|-)(?=\s) # numbering and bullets
     |[ ](?:and|or|but|as\ well\ as|along\ with)(?=[ ])
     """, re.VERBOSE)
@@ -127,11 +127,10 @@ def parse_response(
     _check_mode(mode)
     if not isinstance(text, str):
         raise ValueError(f"a reply must be text, not {_short(text)} ({type(text).__name__})")
-    m = _FORMATS[mode].fullmatch(text)
-    once = all(text.count(tag) == (mode == "think" or "answer" in tag) for tag in _TAGS)
-    think, answer = m.group("think", "answer") if m and once else _read_anyway(text)
-    think, answer = think.strip(), answer.strip()
-    return Response(think, answer, parse_labels(answer), bool(m and once and answer))
+    once = all(text.count(tag) == (mode == "think" or "answer" in tag) for tag in _TAGS)   # first: with many tags the match is slow
+    m = _FORMATS[mode].fullmatch(text) if once else None
+    think, answer = map(str.strip, m.group("think", "answer") if m else _read_anyway(text))
+    return Response(think, answer, parse_labels(answer), bool(m and answer))
 
 # %% ../nbs/01_labels.ipynb #c029
 QUESTIONS = {

@@ -10,6 +10,7 @@ __all__ = ['POLARITY', 'EWResult', 'EWScore', 'ew_score', 'ew_rewards', 'ew_inte
 # %% ../nbs/03_metrics.ipynb #c003
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import chain
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from .labels import _short, parse_labels
-from .wheels import EmotionWheels, _read_pickled, load_wheels
+from .wheels import EmotionWheels, _read_npz, load_wheels
 
 # %% ../nbs/03_metrics.ipynb #c010
 def _labels(x, who):
@@ -131,10 +132,11 @@ class _Score:
 
     def __repr__(self):
         single = {k: getattr(self, k) for k in self._single()}
-        lines = [f"{k:18} {f'{v:.4f}' if isinstance(v, float) else v}" for k, v in single.items()
-                 if not isinstance(v, _Score)]
+        lines = [f"{k:18} {f'{v:.4f}' if isinstance(v, float) else v}" for k, v in single.items()]
         tables = [getattr(self, t).to_string(index=False, float_format="{:.4f}".format) for t in self._tables]
         return "\n".join([type(self).__name__, *lines, *tables])
+
+def _frame(field): return property(lambda self: pd.DataFrame(getattr(self, field)))   # frozen results hold plain columns
 
 # %% ../nbs/03_metrics.ipynb #c024
 @dataclass(frozen=True, repr=False)
@@ -154,12 +156,12 @@ class EWResult(_Score):
     wheels: str          # Version of the tables
     fingerprint: str     # And their fingerprint
     _wheel: dict         # The columns of `per_wheel`
+    per_wheel = _frame("_wheel")   # wheel, f, precision, recall, n_scored
     _tables = ("per_wheel",)
 
-    @property
-    def per_wheel(self): return pd.DataFrame(self._wheel)   # wheel, f, precision, recall, n_scored
-
 # %% ../nbs/03_metrics.ipynb #c026
+_BLOCK = 2**15   # clips looked at together: what they need fits into a processor's cache
+
 class EWScore:
     "Emotion-wheel score, collected batch by batch"
     def __init__(self,
@@ -181,13 +183,18 @@ class EWScore:
     def update(self, gold, pred):
         "Add clips: two mappings from clip to labels, or two sequences"
         names, gold, pred = _pair(gold, pred)
+        blocks = [slice(i, i + _BLOCK) for i in range(0, len(gold), _BLOCK)]
+        self._sums += sum(self._sum(names[b], gold[b], pred[b]) for b in blocks)
+        return self
+
+    def _sum(self, names, gold, pred):
+        "What some clips add to the sums"
         g = _masks(gold, self.wheels, self.level, names)[0]
         q, n, rows = _masks(pred, self.wheels, self.level, names)
         p, r, scored = _precision_recall(g, q)
         blind = _precision_recall(g, self.wheels.encode(list(self.constant), self.level).astype(g.dtype))
         counts = len(gold), np.count_nonzero(~scored.any(1)), n.sum(), np.count_nonzero(rows)
-        self._sums += np.concatenate([scored.sum(0), *(x.sum(0) for x in (p, r, *blind[:2])), counts])
-        return self
+        return np.concatenate([scored.sum(0), *(x.sum(0) for x in (p, r, *blind[:2])), counts])
 
     def merge(self, other):
         "Add the clips of another collector, from another process perhaps"
@@ -288,6 +295,8 @@ class EWDifference(_Score):
     low: float         # 95 % interval of the difference
     high: float
     p: float           # Two-sided: how often a draw would say otherwise
+    wheels: str        # Version of the tables
+    fingerprint: str   # And their fingerprint
 
 # %% ../nbs/03_metrics.ipynb #c052
 def ew_difference(
@@ -306,7 +315,7 @@ def ew_difference(
     f_a, f_b = (_averages(*(x.sum(0) for x in s))[0].mean() for s in systems)
     draws = np.subtract(*_bootstrap(n, seed, *systems)[::-1])
     p = min(1., 2*(1 + min((draws <= 0).sum(), (draws >= 0).sum())) / (n + 1))   # never 0: a draw more could be the first
-    return EWDifference(float(f_b - f_a), *np.quantile(draws, [.025, .975]).tolist(), float(p))
+    return EWDifference(float(f_b - f_a), *np.quantile(draws, [.025, .975]).tolist(), float(p), wheels.version, wheels.fingerprint)
 
 # %% ../nbs/03_metrics.ipynb #c055
 @dataclass(frozen=True, repr=False)
@@ -315,6 +324,8 @@ class MER2025Result(_Score):
     score: float      # Mean of the F at both levels
     level1: EWResult
     level2: EWResult
+    wheels: str       # Version of the tables
+    fingerprint: str
 
 # %% ../nbs/03_metrics.ipynb #c056
 def mer2025_score(
@@ -324,7 +335,7 @@ def mer2025_score(
 )->MER2025Result:
     "Mean of level-1 F and level-2 F"
     one, two = (ew_score(gold, pred, wheels, level, undefined) for level in (1, 2))
-    return MER2025Result((one.f + two.f)/2, one, two)
+    return MER2025Result((one.f + two.f)/2, one, two, one.wheels, one.fingerprint)
 
 # %% ../nbs/03_metrics.ipynb #c057
 def _numbers(words):
@@ -345,14 +356,14 @@ class OVMERResult(_Score):
     "Score of the OV-MER paper"
     m_avg: float        # Mean of the twelve F
     mean_labels: float  # Words per answer
+    coverage: float     # Share of the predicted words that the tables know
+    never_scored: float # Share of the clips whose gold no wheel knows
     n: int              # Clips given
     wheels: str         # Version of the tables
     fingerprint: str
     _columns: dict
+    columns = _frame("_columns")   # column, f, precision, recall, n_scored
     _tables = ("columns",)
-
-    @property
-    def columns(self): return pd.DataFrame(self._columns)   # column, f, precision, recall, n_scored
 
 # %% ../nbs/03_metrics.ipynb #c061
 def ovmer_score(
@@ -373,8 +384,8 @@ def ovmer_score(
         for i, (*x, n) in enumerate(zip(*map(s._wheel.get, values)), 1):
             rows.append((f"M3-W{i}-L{s.level}", *map(float, x), int(n)))
     columns = dict(zip(("column", *values), map(list, zip(*rows))))
-    return OVMERResult(float(np.mean(columns["f"])), levels[0].mean_labels, len(names), wheels.version,
-                       wheels.fingerprint, columns)
+    s = levels[0]
+    return OVMERResult(float(np.mean(columns["f"])), s.mean_labels, s.coverage, s.never_scored, s.n, s.wheels, s.fingerprint, columns)
 
 # %% ../nbs/03_metrics.ipynb #c065
 @dataclass(frozen=True, repr=False)
@@ -383,6 +394,7 @@ class HitRateResult(_Score):
     hit_rate: float           # Mean over wheels of the share of clips whose gold sector is in the answer
     mscore: float             # The same with each hit divided by the number of class sectors in the answer
     mean_labels: float        # Words per answer
+    coverage: float           # Share of the predicted words that the tables know
     n_scored: int             # Clips whose gold at least one wheel knows
     n_unscored: int           # The others: neutral, mostly
     constant_baseline: float  # Hit rate of the answer `constant` given to every clip
@@ -390,10 +402,8 @@ class HitRateResult(_Score):
     wheels: str               # Version of the tables
     fingerprint: str
     _wheel: dict
+    per_wheel = _frame("_wheel")   # wheel, hit_rate, mscore, n_scored
     _tables = ("per_wheel",)
-
-    @property
-    def per_wheel(self): return pd.DataFrame(self._wheel)   # wheel, hit_rate, mscore, n_scored
 
 # %% ../nbs/03_metrics.ipynb #c066
 def _one_word(labels, name):
@@ -421,13 +431,13 @@ def hit_rate(
     wheels = wheels or load_wheels()
     names, gold, pred = _pair(gold, pred)
     for name, x in zip(names, gold): _one_word(x, name)
-    g, (q, n, _) = _masks(gold, wheels, 1, names)[0], _masks(pred, wheels, 1, names)
+    g, (q, n, rows) = _masks(gold, wheels, 1, names)[0], _masks(pred, wheels, 1, names)
     hit, share, scored = _hits(g, q, undefined)
     blind = _hits(g, wheels.encode(list(constant)).astype(g.dtype)[None], undefined)[0]
     known = int((g > 0).any(1).sum())
     table = dict(wheel=wheels.names, hit_rate=hit, mscore=share, n_scored=scored)
-    return HitRateResult(float(hit.mean()), float(share.mean()), float(n.mean()), known, len(names) - known,
-                         float(blind.mean()), tuple(constant), wheels.version, wheels.fingerprint, table)
+    return HitRateResult(float(hit.mean()), float(share.mean()), float(n.mean()), float(np.count_nonzero(rows)/max(len(rows), 1)),
+                         known, len(names) - known, float(blind.mean()), tuple(constant), wheels.version, wheels.fingerprint, table)
 
 # %% ../nbs/03_metrics.ipynb #c072
 @dataclass(frozen=True, repr=False)
@@ -494,17 +504,34 @@ def _gold_file(labels, key):
     places = labels/f"{stem}_{file}", labels/f"{stem}-process"/file, labels/f"{stem}-dataset-process"/file
     return next((f for f in places if f.is_file()), None)
 
+def _read_openset(path):
+    "Clip -> labels of a csv; none means neutral, as in the authors' code"
+    table = pd.read_csv(path, dtype={"name": str})
+    if missing := [c for c in ("name", "openset") if c not in table]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}")
+    if (twice := table["name"].duplicated()).any():
+        raise ValueError(f"{path}: more than one row for clip {_names(table['name'][twice].unique())}")
+    return {n: parse_labels(x, strict=True) or ["neutral"] for n, x in zip(table["name"], table["openset"])}
+
+def _class(name, x, classes):
+    "The class that gold gives by its number"
+    if not isinstance(x, (int, np.integer)) or not 0 <= x < len(classes):
+        raise ValueError(f"clip {name}: {_short(x)} is no class; there are 0 to {len(classes) - 1}")
+    return classes[x]
+
+# %% ../nbs/03_metrics.ipynb #c079a
 def _read_gold(path, key):
     "Clip -> gold of the test split"
-    _, _, split, kind, classes = UNIBENCH[key]
-    if path.suffix == ".csv":
-        table = pd.read_csv(path)
-        return {n: parse_labels(x, strict=True) or ["neutral"] for n, x in zip(table["name"], table["openset"])}
-    d = _read_pickled(path)
+    _, _, split, measure, classes = UNIBENCH[key]
+    if path.suffix == ".csv": return _read_openset(path)
+    d, entry = _read_npz(path), "val" if measure == "WAF" else "emo"
     if split not in d: raise ValueError(f"{path} has no split {split}; it holds {', '.join(d)}")
-    if kind == "WAF": return {n: x["val"] for n, x in d[split].items()}
-    gold = {n: classes[x["emo"]] if classes else x["emo"] for n, x in d[split].items()}
-    return {n: x for n, x in gold.items() if n[4] == "5"} if key == "IEMOCAPFour" else gold   # Session 5 is the test
+    kept = lambda n: key != "IEMOCAPFour" or n[4] == "5"   # of IEMOCAP, Session 5 is the test
+    try: gold = {n: x[entry] for n, x in d[split].items() if kept(n)}
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise ValueError(f"{path}: {split} does not give each clip an {entry!r}") from None
+    try: return {n: _class(n, x, classes) for n, x in gold.items()} if classes else gold
+    except ValueError as e: raise ValueError(f"{path}: {e}") from None
 
 # %% ../nbs/03_metrics.ipynb #c080
 def _answer_files(predictions, key):
@@ -522,27 +549,38 @@ def _answer_files(predictions, key):
         found[int(number[1])] = f
     return found
 
+def _column(x, path):
+    "The entries of a column of a result file"
+    if not isinstance(x, (np.ndarray, list, tuple)):
+        raise ValueError(f"{path}: {_short(x)} is no column of names or answers")
+    return [v.decode() if isinstance(v, bytes) else v for v in (x.tolist() if isinstance(x, np.ndarray) else x)]
+
 def _read_answers(path):
-    d = _read_pickled(path)
+    "Clip -> answer of a result file"
+    d = _read_npz(path)
     if missing := [k for k in ("filenames", "fileitems") if k not in d]:
         raise ValueError(f"{path} has no entry {', '.join(missing)}")
-    return dict(zip(d["filenames"].tolist(), d["fileitems"].tolist()))
+    names, items = (_column(d[k], path) for k in ("filenames", "fileitems"))
+    if len(names) != len(items): raise ValueError(f"{path}: {len(names)} filenames but {len(items)} fileitems")
+    if twice := [n for n, k in Counter(names).items() if k > 1]:
+        raise ValueError(f"{path}: more than one answer for clip {_names(twice)}")
+    return dict(zip(names, items))
 
 # %% ../nbs/03_metrics.ipynb #c081
 def _bench_row(key, gold, path, wheels):
     "One data set and checkpoint: its number and the companions"
-    def seen(s): return dict(n=len(gold), n_scored=s.n_scored, constant=s.constant_baseline)
+    answers, measure, n = _read_answers(path), UNIBENCH[key][3], len(gold)
     try:
-        if UNIBENCH[key][3] == "WAF":
-            s = sentiment_score(gold, _read_answers(path))
-            return dict(score=s.waf, companion="ACC", value=s.acc, mean_labels=1., **seen(s))
-        if UNIBENCH[key][3] == "hit rate":
-            s = hit_rate(gold, _read_answers(path), wheels)
-            return dict(score=s.hit_rate, companion="mscore", value=s.mscore, mean_labels=s.mean_labels, **seen(s))
-        s = ew_score(gold, _read_answers(path), wheels)
-        return dict(score=s.f, companion="precision", value=s.precision, mean_labels=s.mean_labels,
-                    n=s.n, n_scored=round(s.n*(1 - s.never_scored)), constant=s.constant_baseline)
+        if measure == "WAF": s = sentiment_score(gold, answers)
+        else: s = (hit_rate if measure == "hit rate" else ew_score)(gold, answers, wheels)
     except (KeyError, ValueError) as e: raise type(e)(f"{path}: {e.args[0]}") from None
+    if measure == "WAF":
+        row = dict(score=s.waf, companion="ACC", value=s.acc, mean_labels=1., coverage=1 - s.n_unparsable/n, n_scored=s.n_scored)
+    else:
+        words = dict(mean_labels=s.mean_labels, coverage=s.coverage)
+        if measure == "hit rate": row = dict(score=s.hit_rate, companion="mscore", value=s.mscore, **words, n_scored=s.n_scored)
+        else: row = dict(score=s.f, companion="precision", value=s.precision, **words, n_scored=round(n*(1 - s.never_scored)))
+    return row | dict(n=n, constant=s.constant_baseline)
 
 # %% ../nbs/03_metrics.ipynb #c082
 @dataclass(frozen=True, repr=False)
@@ -555,10 +593,8 @@ class UniBenchResult(_Score):
     wheels: str
     fingerprint: str
     _rows: list
+    table = _frame("_rows")   # dataset, measure, checkpoint, score, companions
     _tables = ("table",)
-
-    @property
-    def table(self): return pd.DataFrame(self._rows)   # dataset, measure, checkpoint, score, companions
 
 # %% ../nbs/03_metrics.ipynb #c083
 def unibench(

@@ -9,9 +9,11 @@ __all__ = ['wheel_clusters', 'EmotionWheels', 'load_wheels']
 import csv
 import hashlib
 import io
+import math
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from functools import lru_cache
 from importlib import resources
 from itertools import chain
@@ -201,10 +203,10 @@ def _read_synonyms(lines, wheel_words):
         for i, word in enumerate(anchors): found.setdefault(word, []).append((i, anchors))
         for word in members: found.setdefault(word, []).append((0, anchors))
     def ordered(word):
-        lines = found.get(word, [])
-        if len(lines) == 1 and word not in wheel_words: return lines[0][1]
+        lines = sorted(found.get(word, []), key=lambda x: x[0])
+        if lines and lines[0][0] == 0: lines = [l for l in lines if l[0] == 0]   # further back it only lends its name
         own = [word] if word in wheel_words else []
-        return list(dict.fromkeys(chain(own, *(anchors for _, anchors in sorted(lines, key=lambda x: x[0])))))
+        return list(dict.fromkeys(chain(own, *(anchors for _, anchors in lines))))
     return {w: ordered(w) for w in sorted(wheel_words.union(found))}
 
 # %% ../nbs/02_wheels.ipynb #c021
@@ -278,32 +280,93 @@ def _read_format_csv(path, names):
     return names_of
 
 # %% ../nbs/02_wheels.ipynb #c027
-class _SafeUnpickler(pickle.Unpickler):
-    "Admits numpy arrays and plain containers, and names whatever else it is offered"
-    admitted = {(m, n) for m in ("numpy.core.multiarray", "numpy._core.multiarray") for n in ("_reconstruct", "scalar")} | {
-        ("numpy", "ndarray"), ("numpy", "dtype"), ("builtins", "set"), ("collections", "OrderedDict")}
+def _plain_dtype(code, *_):
+    "The dtype called `code`, of numbers, text or objects"
+    if not re.fullmatch(r"[biufcSUO]\d{0,9}", code):
+        raise pickle.UnpicklingError(f"holds a pickled dtype {code!r}, which is none of numbers, text or objects")
+    return np.dtype(code, copy=True)   # a copy: its byte order may have to be set
+
+def _scalar(dtype, data):
+    "One number or text of numpy's"
+    if dtype.hasobject or len(data) != dtype.itemsize:
+        raise pickle.UnpicklingError(f"holds a pickled scalar of {dtype} that does not fit its data")
+    return np.frombuffer(data, dtype)[0] if data else dtype.type()
+
+def _bytes(data=b""): return bytearray(bytes(memoryview(data)))   # not bytearray(10**12)
+
+_ADMITTED = {("numpy", "ndarray"): None, ("numpy", "dtype"): _plain_dtype, ("collections", "OrderedDict"): OrderedDict}
+for core in ("numpy.core.multiarray", "numpy._core.multiarray"):   # before numpy 2, and since
+    _ADMITTED |= {(core, "_reconstruct"): lambda *_: np.empty(0), (core, "scalar"): _scalar}
+for built_in in ("builtins", "__builtin__"):
+    _ADMITTED |= {(built_in, t.__name__): t for t in (set, frozenset, complex)} | {(built_in, "bytearray"): _bytes}
+
+# %% ../nbs/02_wheels.ipynb #c027a
+def _check_state(state):
+    "What numpy does not check: that an array has as much data as its shape says, and no plain data for objects"
+    _, shape, dtype, _, data = state
+    kind, per_item = (list, 1) if dtype.hasobject else (bytes, dtype.itemsize)
+    if min(shape, default=0) < 0 or type(data) is not kind or len(data) != per_item*math.prod(shape):
+        raise pickle.UnpicklingError(f"holds a pickled array of shape {shape} that does not fit its data")
+
+class _SafeUnpickler(pickle._Unpickler):   # the one in Python: in it the step that sets a state can be replaced
+    "Knows numpy's arrays, scalars and dtypes, and plain containers, and names whatever else it is offered"
+    dispatch = {k: f for k, f in pickle._Unpickler.dispatch.items() if k != pickle.BYTEARRAY8[0]}   # which asks for memory first
+
     def find_class(self, module, name):
-        if (module, name) not in self.admitted:
-            raise ValueError(f"refused to open a pickle that asks for {module}.{name}")
-        return super().find_class(module, name)
+        if (module, name) not in _ADMITTED:
+            raise pickle.UnpicklingError(f"holds a pickled {module}.{name}, "
+                                         "which is neither one of numpy's own types nor a plain container")
+        return _ADMITTED[module, name]
+
+    def load_build(self):
+        target, state = self.stack[-2:]
+        if type(target) is np.ndarray: _check_state(state)
+        elif isinstance(target, np.dtype): return self._set_byte_order()
+        else: raise pickle.UnpicklingError(f"holds a state for a {type(target).__name__}")
+        super().load_build()
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def _set_byte_order(self):
+        "All that is taken from the state of a dtype"
+        state, dtype = self.stack.pop(), self.stack[-1]
+        self.stack[-1] = swapped = dtype.newbyteorder(state[1])
+        for k, x in self.memo.items():
+            if x is dtype: self.memo[k] = swapped
+
+# %% ../nbs/02_wheels.ipynb #c027b
+_MOST = 2**30   # bytes that a file may unpack to; the authors' largest has 2.5 million
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 def _read_entry(file):
-    "One entry of a npz"
+    "The array in an open npy file"
     version = np.lib.format.read_magic(file)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    if header(file)[2].hasobject: return _SafeUnpickler(file).load()
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)
+    if version not in _HEADERS: raise ValueError(f"an npy entry of version {version}; 1.0 and 2.0 are known")
+    shape, _, dtype = _HEADERS[version](file)
+    if not dtype.hasobject:
+        if len(file.getbuffer()) - file.tell() != math.prod(shape)*dtype.itemsize:
+            raise ValueError(f"an array of shape {shape} that does not fit its data")
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+    x = _SafeUnpickler(file).load()
+    if type(x) is not np.ndarray or x.shape != shape: raise ValueError(f"a pickle that is no array of shape {shape}")
+    return x
 
-def _read_pickled(path):
-    "Key -> object, of a npz with pickled entries"
-    out = {}
-    try:
-        with zipfile.ZipFile(path) as z:
-            for name in z.namelist(): out[name.removesuffix(".npy")] = _read_entry(io.BytesIO(z.read(name)))
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, ValueError) as e:
-        raise ValueError(f"{path} cannot be read: {e}") from None
-    return {k: v.item() if isinstance(v, np.ndarray) and v.ndim == 0 else v for k, v in out.items()}
+def _read_entries(path):
+    "Name -> array of the entries of a zip file"
+    with zipfile.ZipFile(path) as z:
+        size = sum(entry.file_size for entry in z.infolist())
+        if size > _MOST: raise ValueError(f"it would unpack to {size:,} bytes")
+        return {n.removesuffix(".npy"): _read_entry(io.BytesIO(z.read(n))) for n in z.namelist()}
+
+def _read_npz(path):
+    "Key -> array of a npz; where the array has no dimension, the object it holds"
+    path = Path(path)
+    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
+    try: found = _read_entries(path)
+    except pickle.UnpicklingError as e: raise ValueError(f"{path}: {e}") from None
+    except Exception as e:   # broken bytes fail in many ways
+        raise ValueError(f"{path}: cannot be read as npz ({type(e).__name__}: {e})") from None
+    return {k: x.item() if x.ndim == 0 else x for k, x in found.items()}
 
 # %% ../nbs/02_wheels.ipynb #c028
 def _tree_of(one, two):
@@ -315,13 +378,16 @@ def _tree_of(one, two):
     return tree
 
 def _load_prebuilt(version, path):
-    d = _read_pickled(path)
+    d = _read_npz(path)
     if missing := [k for k in ("format_mapping", "raw_mapping", "wheel_map_whole") if k not in d]:
         raise ValueError(f"{path} has no entry {', '.join(missing)}: it is not the authors' wheel mapping")
-    clusters = {w: (m["level1"], m["level2"]) for w, m in sorted(d["wheel_map_whole"].items())}
-    trees = {w: _tree_of(*c) for w, c in clusters.items()}
-    return EmotionWheels(version, trees, d["raw_mapping"], d["format_mapping"], alphabetical=True,
-                         clusters=list(clusters.values()))
+    try:
+        clusters = {w: (m["level1"], m["level2"]) for w, m in sorted(d["wheel_map_whole"].items())}
+        trees = {w: _tree_of(*c) for w, c in clusters.items()}
+        return EmotionWheels(version, trees, d["raw_mapping"], d["format_mapping"], alphabetical=True,
+                             clusters=list(clusters.values()))
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{path}: its tables do not fit together ({type(e).__name__}: {e})") from None
 
 def _load_sheets(version, root):
     trees = {f"wheel{i}": _read_wheel_sheet(root/f"wheel{i}.xlsx") for i in range(1, 6)}
@@ -334,18 +400,28 @@ _SHEETS = ("format.csv", "synonym.xlsx", *(f"wheel{i}.xlsx" for i in range(1, 6)
 PUBLISHED = {  # wheel words, names, forms, fingerprint
     "v1":    (253, 1255, 7386, "6a961ec3127a8fc81592e83a5d74750a399cca9255c0bc12af83af8d0be553ce"),
     "v2026": (253, 1255, 7356, "7701e2b7664c711f6cac556edcb56eb0d16e7a64fffee3ecdcdb9be35c3a3137")}
+_FORMAT = {"v1": "ba6de7d61db8", "v2026": "822342998754"}   # how the sha256 of each file begins; only this file differs
+_FILES = dict(zip(_SHEETS[1:], ("23f81f9ab1d2", "e70485d354b8", "acc001e076a8", "d62f30bf88c1", "660260561b7f", "2dd4595b2cf8")))
 
-def _verify(w, root):
+def _verify(w, place):
     "`w`, if it is what it is called"
     on_wheels = len(set(chain.from_iterable(wheel_clusters(t)[0] for t in w.trees.values())))
     found = on_wheels, w.n_names, w.n_forms, w.fingerprint
     if found == PUBLISHED[w.version]: return w
     other = next((v for v, known in PUBLISHED.items() if known == found), None)
     if other:
-        raise ValueError(f"{root} holds the tables {other!r}, not {w.version!r}: ask for load_wheels({other!r}, root=…)")
+        raise ValueError(f"{place} holds the tables {other!r}, not {w.version!r}: ask for load_wheels({other!r}, root=…)")
     names = "wheel words", "names", "forms", "fingerprint"
     wrong = [f"{n}: {a} instead of {b}" for n, a, b in zip(names, found, PUBLISHED[w.version]) if a != b]
-    raise ValueError(f"the tables in {root} are not the published {w.version!r} ({'; '.join(wrong)}); a file was changed or mixed up")
+    raise ValueError(f"the tables in {place} are not the published {w.version!r} ({'; '.join(wrong)}); a file was changed or mixed up")
+
+def _load_verified(version, root):
+    "The tables in the sheets of `root`; if they are not those published, an error that names the files that differ"
+    try: return _verify(_load_sheets(version, root), root)
+    except ValueError as e:
+        begins = lambda f: hashlib.sha256((root/f).read_bytes()).hexdigest()[:12]
+        changed = [f for f, known in {"format.csv": _FORMAT[version], **_FILES}.items() if begins(f) != known]
+        raise ValueError(f"{e}. Not as published: {', '.join(changed)}") from None
 
 # %% ../nbs/02_wheels.ipynb #c031
 def load_wheels(
@@ -364,7 +440,6 @@ def load_wheels(
     root = Path(root)
     if not root.is_dir(): raise FileNotFoundError(f"no folder {root} with the tables {version!r}")
     missing = [f for f in _SHEETS if not (root/f).is_file()]
-    if not missing: return _verify(_load_sheets(version, root), root)
-    if (root/"wheel_mapping.npz").is_file():
-        return _verify(_load_prebuilt(version, root/"wheel_mapping.npz"), root)
+    if not missing: return _load_verified(version, root)
+    if (prebuilt := root/"wheel_mapping.npz").is_file(): return _verify(_load_prebuilt(version, prebuilt), prebuilt)
     raise FileNotFoundError(f"{root} lacks {', '.join(missing)} of the tables {version!r} (and has no wheel_mapping.npz)")

@@ -28,7 +28,7 @@ from affectgpt_r1.features import FeatureCache, probe_modalities, read_features,
 from affectgpt_r1.media import _decode, _timetable, _write_video, face_boxes, read_audio, read_video
 from affectgpt_r1.metrics import ew_difference, ew_interval, ew_score
 from affectgpt_r1.model import frame_features, make_toy_model, piece_features
-from affectgpt_r1.toy import make_toy_corpus
+from affectgpt_r1.toy import make_toy_corpus, oracle_scores
 from affectgpt_r1.wheels import load_wheels
 
 
@@ -123,7 +123,7 @@ def fill(folder, n):
 
 
 def probe(corpus, model, processor, folder):
-    "EW F of a linear probe on each set of modalities, with an interval over clips; towers taught on the captions, probe on the human split"
+    "EW F of a linear probe on each set of modalities, beside the oracle's; towers taught on the captions, probe on the human split"
     wheels, (captions, human, test) = load_wheels(), (load_mer2025(corpus, s) for s in ("caption", "human", "ovmerd"))
     train_towers(model, processor, captions, wheels)
     cache = FeatureCache(folder/"probe", model, processor)
@@ -131,7 +131,8 @@ def probe(corpus, model, processor, folder):
     gold, answers = test["labels"][:], probe_modalities(cache, human, test, wheels)
     full, best = answers["face + voice + words"], max(("face", "voice", "words"), key=lambda k: ew_score(gold, answers[k], wheels).f)
     gain = ew_difference(gold, answers[best], full, wheels)
-    rows = [dict(modalities=k, f=ew_score(gold, a, wheels).f, low_high=ew_interval(gold, a, wheels)) for k, a in answers.items()]
+    oracle = oracle_scores(corpus, wheels)["ew_f"]
+    rows = [dict(modalities=k, f=ew_score(gold, a, wheels).f, low_high=ew_interval(gold, a, wheels), oracle=oracle[k]) for k, a in answers.items()]
     return dict(train=len(human), test=len(test), rows=rows, gain=dict(over=best, difference=gain.difference, low=gain.low, high=gain.high, p=gain.p))
 
 
@@ -170,7 +171,7 @@ def main():
     if a.probe:
         result["probe"] = probe(corpus, model, processor, folder)
         print(f"\nLinear probe, {result['probe']['train']} clips to learn from, {result['probe']['test']} to test on: EW F")
-        for r in result["probe"]["rows"]: print(f"  {r['modalities']:22} {r['f']:.3f}  [{r['low_high'][0]:.3f}, {r['low_high'][1]:.3f}]")
+        for r in result["probe"]["rows"]: print(f"  {r['modalities']:22} {r['f']:.3f}  [{r['low_high'][0]:.3f}, {r['low_high'][1]:.3f}], oracle {r['oracle']:.3f}")
         g = result["probe"]["gain"]
         print(f"  all modalities over {g['over']} alone: +{g['difference']:.3f} [{g['low']:.3f}, {g['high']:.3f}]")
     if a.out: a.out.write_text(json.dumps(result, indent=1) + "\n")

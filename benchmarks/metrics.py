@@ -60,15 +60,20 @@ def plain_score(gold, pred, wheels, level=1):
         return float(np.mean(fs))
     return run
 
-def load_reference(path, module, function):
-    "The function, and the folder it has to run in"
-    path = Path(path).resolve()
-    if not path.exists(): raise FileNotFoundError(f"no reference implementation at {path}")
-    folder = path if path.is_dir() else path.parent
+@contextlib.contextmanager
+def reference(path, module, function):
+    "The function and the seconds that its import took, in the folder it has to run in; afterwards the next one may use the same names"
+    folder, before = path if path.is_dir() else path.parent, Path.cwd()
     sys.path.insert(0, str(folder)); os.chdir(folder)
-    t = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()): f = getattr(importlib.import_module(module or path.stem), function)
-    return f, time.perf_counter() - t
+    try:
+        t = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()): f = getattr(importlib.import_module(module or path.stem), function)
+        yield f, time.perf_counter() - t
+    finally:
+        os.chdir(before); sys.path.remove(str(folder))
+        for name, m in list(sys.modules.items()):
+            place = getattr(m, "__file__", None) or next(iter(getattr(m, "__path__", [])), "/")   # a folder without __init__.py has a path only
+            if folder in Path(place).parents: del sys.modules[name]
 
 def table(title, rows):
     print(f"\n{title}")
@@ -91,6 +96,9 @@ def main():
     p.add_argument("--largest", type=int, default=1_000_000)
     p.add_argument("--out", help="write the numbers to this json file, too")
     a = p.parse_args()
+    references = [Path(x).resolve() for x in a.reference]
+    for path in references:
+        if not path.exists(): p.error(f"no reference implementation at {path}")
     started, w = time.perf_counter(), load_wheels(a.wheels, a.root and Path(a.root).resolve())
     load = time.perf_counter() - started
     gold, pred = make_pairs(w.vocabulary, 1000)
@@ -128,12 +136,12 @@ def main():
     name2gt, name2pred = (dict(zip(names, side)) for side in text)
     ours_text, us = seconds(lambda: ew_score(name2gt, name2pred, w)), ew_score(name2gt, name2pred, w)
     result["references"] = {}
-    for path in a.reference:
-        f, importing = load_reference(path, a.module, a.function)
-        def theirs(g=name2gt, q=name2pred):
-            with contextlib.redirect_stdout(io.StringIO()): return f(name2gt=g, name2pred=q, inter_print=False, level="level1")
-        one = [{"clip0": x["clip0"]} for x in (name2gt, name2pred)]
-        score, t, t1 = theirs(), seconds(theirs, most=5), seconds(lambda: theirs(*one), most=5)
+    for path in references:
+        with reference(path, a.module, a.function) as (f, importing):
+            def theirs(g=name2gt, q=name2pred):
+                with contextlib.redirect_stdout(io.StringIO()): return f(name2gt=g, name2pred=q, inter_print=False, level="level1")
+            one = [{"clip0": x["clip0"]} for x in (name2gt, name2pred)]
+            score, t, t1 = theirs(), seconds(theirs, most=5), seconds(lambda: theirs(*one), most=5)
         ours_one = result["reward_us_per_pair"]["batch of 64"]/1e6
         same = bool(np.allclose(score, [us.f, us.precision, us.recall], rtol=0, atol=1e-12))
         result["references"][str(path)] = dict(import_s=importing, ms_per_1000=1e6*t/n, ms_one_pair=1e3*t1, times_faster=t/ours_text, times_faster_reward=t1/ours_one, same_score=same)

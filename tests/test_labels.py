@@ -1,4 +1,6 @@
 "Parsing: what must never happen, on any text"
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from affectgpt_r1.labels import MODES, make_target, parse_labels, parse_response
 
 word = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=12) | st.sampled_from(["none", "and", "the", "fed up", "self-conscious", "don't care"])
 clean = st.lists(word, unique=True, max_size=8)
-anything = st.text(max_size=80) | st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "happy", " ", "sad, ", "\n", "[", "]", '"', "'", "- ", "1. ", "and ", ". "]), max_size=25).map("".join)
+anything = st.text(max_size=80) | st.text(st.characters(), max_size=40) | st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "happy", " ", "sad, ", "\n", "[", "]", '"', "'", "- ", "1. ", "and ", ". "]), max_size=25).map("".join)
 
 @settings(max_examples=400)
 @given(anything)
@@ -20,6 +22,17 @@ def test_any_text_is_read(text):
         r = parse_response(text, mode)
         assert r.labels == parse_labels(r.answer)
         if r.well_formed: assert r.answer and text.count("<answer>") == text.count("</answer>") == 1
+
+@given(st.lists(st.text(st.characters(categories=["Ll", "Lo"]), min_size=1, max_size=8), unique=True, max_size=6).filter(lambda x: x != ["无"]))   # 无: none
+def test_a_clean_list_comes_back_in_any_script(words): assert parse_labels(", ".join(words)) == words == parse_labels("、".join(words))
+
+@pytest.mark.parametrize("unit,n", [*((x, 50_000) for x in (".", "!", " ", "'", "\n", "then ", "the ", "a sense of ", "- ", "1. ", "a's ", "a:", "[", "<a", "the character's mood is ", "\ud800")),
+                                    ("</think><answer>", 300_000)])
+def test_long_text_takes_no_long_time(unit, n):
+    "No rule goes over the text again and again"
+    text, started = unit*(n//len(unit)), time.perf_counter()
+    for x in (text, text + "x", f"<think>{text}</think> <answer>{text}</answer>x"): parse_labels(x), *(parse_response(x, mode) for mode in MODES)
+    assert time.perf_counter() - started < 3
 
 @given(clean)
 def test_a_clean_list_comes_back(words):

@@ -1,8 +1,11 @@
 "Metrics: properties that hold for all answers, and errors that name what is wrong"
+import importlib.util
 import json
 import multiprocessing
 import pickle
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +90,30 @@ def test_batches_add_up(batches, level):
         np.testing.assert_allclose([s.f, s.precision, s.recall, s.mean_labels, s.coverage, s.n], [whole.f, whole.precision, whole.recall, whole.mean_labels, whole.coverage, whole.n], atol=1e-12)
     one.reset().update(*batches[0])
     assert one.compute().n == len(batches[0][0])
+
+def test_blocks_add_up_or_not_at_all(monkeypatch):
+    "Clips are summed up block by block; where one of them is wrong, none of the call is added"
+    gold, pred = [["happy"], ["sad"], ["angry", "neutral"]]*5, [["glad"], ["angry"], ["zork", "mad"]]*5
+    whole = ew_score(gold, pred)
+    monkeypatch.setattr(M, "_BLOCK", 4)
+    score = EWScore().update(gold, pred)
+    assert score.compute().to_dict() == whole.to_dict()
+    with pytest.raises(ValueError, match="clip 14"): score.update(gold, pred[:-1] + [[7]])
+    assert score.compute().to_dict() == whole.to_dict()
+
+def test_the_benchmark_keeps_references_apart(tmp_path, monkeypatch):
+    "Two implementations with modules of the same names, which read by relative paths and print"
+    spec = importlib.util.spec_from_file_location("bench", Path(M.__file__).parents[1]/"benchmarks/metrics.py")
+    bench = importlib.util.module_from_spec(spec); spec.loader.exec_module(bench)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path/name/"theirs").mkdir(parents=True)
+        (tmp_path/name/"settings_of_theirs.py").write_text(f"WHO = {name!r}")
+        (tmp_path/name/"theirs/score.py").write_text("import settings_of_theirs\nprint('loading')\ntable = open('table.txt').read()\ndef f(): return settings_of_theirs.WHO, table, open('table.txt').read()")
+        (tmp_path/name/"table.txt").write_text(f"table of {name}")
+        before = set(sys.modules), list(sys.path)
+        with bench.reference(tmp_path/name, "theirs.score", "f") as (f, seconds): assert f() == (name, *[f"table of {name}"]*2) and seconds > 0
+        assert set(sys.modules) == before[0] and sys.path == before[1] and Path.cwd() == tmp_path
 
 @given(st.lists(st.tuples(st.sampled_from(["happy", "sad", "angry", "neutral", "surprise"]), labels), min_size=1, max_size=8))
 def test_hit_rate_is_its_definition(pairs):
@@ -247,17 +274,68 @@ def test_unibench(folders):
     assert best.table.checkpoint.tolist() == [2, 2, 1] and best.mean == pytest.approx(1) and best.protocol == "best-on-test"
     assert json.dumps(best.to_dict()) and "best-on-test" in repr(best)
 
-def test_unibench_says_what_is_wrong(folders):
-    predictions, labels = folders
-    with pytest.raises(ValueError, match="MELD has the checkpoints 1, 2: name one"): unibench(predictions, labels)
-    with pytest.raises(ValueError, match="MELD has no checkpoint 9; there are 1, 2"): unibench(predictions, labels, checkpoint=9)
-    with pytest.raises(ValueError, match="leave `checkpoint` out"): unibench(predictions, labels, checkpoint=1, protocol="best-on-test")
-    f = predictions/"sims/checkpoint_000001_loss_0.123-openset-sentiment.npz"
-    np.savez(f, filenames=np.array(["a", "b"]), fileitems=np.array(["positive"]*2))
-    with pytest.raises(KeyError, match="sims.*no prediction for 1 of 3 clips: c"): unibench(predictions, labels, checkpoint=1)
-    np.savez(f, names=np.array(["a"]))
-    with pytest.raises(ValueError, match="has no entry filenames, fileitems"): unibench(predictions, labels, checkpoint=1)
-    f.write_text("no npz")
-    with pytest.raises(ValueError, match="sims.*cannot be read"): unibench(predictions, labels, checkpoint=1)
-    np.savez(labels/"sims_label.npz", train=np.array({"a": {"val": 1.}}, dtype=object))
-    with pytest.raises(ValueError, match="has no split test_corpus; it holds train"): unibench(predictions, labels, checkpoint=1)
+NINE = {"MER2023": "happy", "MER2024": "worried", "MELD": 1, "IEMOCAPFour": 0, "CMUMOSI": 1.5, "CMUMOSEI": .2, "SIMS": 1., "SIMSv2": .4}
+
+@pytest.mark.parametrize("kind", ["text", "objects", "bytes", "lists"])
+def test_nine_data_sets_however_the_answers_are_kept(tmp_path, kind):
+    "All nine, in the authors' names, in files of text, objects, bytes or lists; names sorted otherwise than gold"
+    names = ["Ses05_1", "Ses05_2", "Ses05_3"]
+    for key, emo in NINE.items():
+        stem, file, split, *_ = M.UNIBENCH[key]
+        (tmp_path/f"labels/{stem}-process").mkdir(parents=True, exist_ok=True)
+        np.savez(tmp_path/f"labels/{stem}-process"/file, train_corpus={"x": {"emo": emo, "val": 0.}}, **{split: {n: {"emo": emo, "val": emo} for n in names}})
+    (tmp_path/"labels/ovmerdplus_ovlabel.csv").write_text("name,openset\n" + "".join(f'{n},"[happy, worried]"\n' for n in names))
+    for key in M.UNIBENCH:
+        sentiment = M.UNIBENCH[key][3] == "WAF"
+        words = [["positive"] if sentiment else ["joyful", "scared"]]*2 + [["negative"] if sentiment else ["tired"]]
+        text = [x[0] if sentiment else f"[{', '.join(x)}]" for x in words]
+        items = {"text": np.array(text), "objects": np.array(text, object), "bytes": np.array(text, "S"), "lists": np.array(text if sentiment else [*words, []], object)[:3]}[kind]
+        folder = tmp_path/f"out/results-{key.lower()}/run1"
+        folder.mkdir(parents=True)
+        np.savez_compressed(folder/f"checkpoint_000017_loss_0.512-openset{'-sentiment'*sentiment}.npz", filenames=np.array(names[::-1], "S" if kind == "bytes" else None)[::-1], fileitems=items)
+        np.savez(folder/"checkpoint_000017_loss_0.512.npz", name2reason={n: "He is happy" for n in names})   # the replies lie beside
+    u = unibench(tmp_path/"out", tmp_path/"labels")
+    assert u.n_sets == 9 and not u.missing and set(u.table.checkpoint) == {17} and u.table.score.between(.5, 1).all() and u.mean == pytest.approx(u.table.score.mean())
+    assert u.table.set_index("dataset").score[["MER2023", "MER2024", "MELD", "IEMOCAPFour"]].tolist() == pytest.approx([2/3]*4)
+    assert {"mean_labels", "coverage", "n_scored", "n", "constant", "companion", "value"} <= set(u.table) and not u.table.isna().any(axis=None)
+
+@pytest.mark.parametrize("gold", ["happy", ["happy"], "[happy]", ("happy",), np.array("happy"), np.array(["Happy "]), np.str_("happy")])
+def test_the_one_word_of_a_hit_rate_in_any_form(gold): assert hit_rate({"a": gold}, {"a": "[joyful, sad]"}).hit_rate == 1
+
+@pytest.mark.parametrize("gold", ["", None, [], ["happy", "sad"], 3, "happy, sad"])
+def test_no_one_word(gold):
+    with pytest.raises(ValueError, match="gold of clip a"): hit_rate({"a": gold}, {"a": "sad"})
+
+def test_companions():
+    "Words per answer, share of unknown words, of clips never scored, and the blind answer stand beside every score"
+    gold, pred = ["happy", "neutral"], [["glad", "zork"], ["sad", "neutral"]]
+    for s in (ew_score(gold, pred), ovmer_score(gold, pred), mer2025_score(gold, pred).level2): assert (s.mean_labels, s.coverage, s.never_scored, s.n) == (2, .5, .5, 2)
+    h = hit_rate(gold, pred)
+    assert (h.mean_labels, h.coverage, h.n_scored, h.n_unscored, h.constant_baseline) == (2, .5, 1, 1, 1)
+    assert "0.5000" in repr(mer2025_score(gold, pred)) and w.fingerprint in repr(mer2025_score(gold, pred))
+
+def test_unibench_asks_for_one_checkpoint(folders):
+    with pytest.raises(ValueError, match="MELD has the checkpoints 1, 2: name one"): unibench(*folders)
+    with pytest.raises(ValueError, match="MELD has no checkpoint 9; there are 1, 2"): unibench(*folders, checkpoint=9)
+    with pytest.raises(ValueError, match="leave `checkpoint` out"): unibench(*folders, checkpoint=1, protocol="best-on-test")
+
+def answers(*names, n=None): return dict(filenames=np.array(names), fileitems=np.array(["positive"]*(n or len(names))))
+
+@pytest.mark.parametrize("file,content,error,said", [
+    ("answers", answers("a", "b"), KeyError, "no prediction for 1 of 3 clips: c"), ("answers", answers("a", "b", "c", "d"), KeyError, "1 clips that have no gold: d"),
+    ("answers", dict(names=np.array(["a"])), ValueError, "has no entry filenames, fileitems"), ("answers", answers("a", "b", n=1), ValueError, "2 filenames but 1 fileitems"),
+    ("answers", dict(filenames=np.array("abc"), fileitems=np.array(["positive"]*3)), ValueError, "'abc' is no column"),
+    ("answers", answers("a", "a", "b", "c"), ValueError, "more than one answer for clip a"), ("answers", "no npz", ValueError, "cannot be read as npz"),
+    ("answers", dict(filenames=np.array(["a", "b", "c"]), fileitems=np.array(["positive", None, "x"], object)), ValueError, "prediction of clip b: polarity must be a word, not None"),
+    ("sims_label.npz", dict(train={"a": {"val": 1.}}), ValueError, "has no split test_corpus; it holds train"),
+    ("sims_label.npz", dict(test_corpus={"a": {"emo": 1}}), ValueError, "test_corpus does not give each clip an 'val'"),
+    ("sims_label.npz", dict(test_corpus=np.array(["a"])), ValueError, "test_corpus does not give each clip an 'val'"),
+    *(("meld-process/label.npz", dict(test_corpus={"a": {"emo": emo}}), ValueError, f"{emo!r} is no class; there are 0 to 6") for emo in (7, -1, "joy")),
+    ("ovmerdplus-process/ovlabel.csv", "clip,openset\na,happy\n", ValueError, "has no column name"),
+    ("ovmerdplus-process/ovlabel.csv", "name,openset\na,happy\na,sad\n", ValueError, "more than one row for clip a")])
+def test_unibench_names_the_file_and_the_clip(folders, file, content, error, said):
+    path = folders[0]/"sims/checkpoint_000001_loss_0.123-openset-sentiment.npz" if file == "answers" else folders[1]/file
+    if isinstance(content, str): path.write_text(content)
+    else: np.savez(path, **content)
+    with pytest.raises(error) as e: unibench(*folders, checkpoint=1)
+    assert path.name in str(e.value) and said in str(e.value)

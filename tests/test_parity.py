@@ -1,19 +1,25 @@
 "Every score equals the authors' own code, where their data are present"
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from affectgpt_r1.labels import parse_labels
 from affectgpt_r1.metrics import ew_rewards, ew_score, hit_rate, mer2025_score, ovmer_score, sentiment_score, unibench
-from affectgpt_r1.wheels import _read_pickled, load_wheels
+from affectgpt_r1 import wheels as W
+from affectgpt_r1.rewards import length_penalty, pad_synonyms
+from affectgpt_r1.wheels import _read_npz
 
 repo = Path(__file__).resolve().parents[1]
 root = Path(os.environ.get("AFFECTGPT_R1_REFERENCE", repo.parent/"shared/reference"))
 pytestmark = pytest.mark.skipif(not (root/"pairs/expected.json").is_file(),
                                 reason=f"the authors' data are not in {root}; name their folder in AFFECTGPT_R1_REFERENCE")
+
+load_wheels = lru_cache(W.load_wheels)   # Excel files are slow to read
 
 def close(a, b): np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 def load(path): return json.loads((root/path).read_text())
@@ -62,7 +68,7 @@ MELD = "anger joy sadness neutral disgust fear surprise".split()
 IEMOCAP = "happy sad neutral anger".split()
 
 def gold_of(dataset):
-    labels = _read_pickled(root/f"labels/{LABELS[dataset]}.npz")
+    labels = _read_npz(root/f"labels/{LABELS[dataset]}.npz")
     if dataset == "mer2023": return {n: x["emo"] for n, x in labels["test1_corpus"].items()}
     if dataset == "meld": return {n: MELD[x["emo"]] for n, x in labels["test_corpus"].items()}
     if dataset == "iemocapfour": return {n: IEMOCAP[x["emo"]] for n, x in labels["whole_corpus"].items() if n[4] == "5"}
@@ -106,6 +112,39 @@ def test_unibench():
     assert (100*best.score).round(2).to_dict() == {**published, **others}
     assert best.checkpoint[list(published)].tolist() == [30]*3
 
+def systems(dataset):
+    "Gold, and the answers of each system"
+    if dataset != "ov-merd": return gold_of(dataset), [answers(dataset, epoch, "openset") for epoch in (30, 45, 60)]
+    gold = dict(pd.read_csv(root/"ovmerd/gold.csv").values)
+    return gold, [pairs(f"ovmerd/{name}.json")[1] for folder, name in cases() if folder == "ovmerd"] + [
+        {n: a[n] for n in gold} for a in (answers("ovmerdplus", epoch, "openset") for epoch in (30, 45, 60))]
+
+def test_built_in_wheels_are_a_stand_in():
+    "Per data set: least Pearson and Spearman correlation of the rewards with those of v2026, largest difference of the mean corpus F (x 100)"
+    limits = {"ov-merd": (.85, .82, 2), "mer2023": (.91, .9, 3.2), "meld": (.92, .91, 3.8), "iemocapfour": (.92, .92, 5)}
+    tables, rewards, scores = (load_wheels(), load_wheels("v2026", root/"emotion_wheel/v2026")), {}, {}
+    for dataset in limits:
+        gold, answered = systems(dataset)
+        rewards[dataset] = np.concatenate([[ew_rewards(gold, a, w) for w in tables] for a in answered], axis=1)
+        scores[dataset] = [[100*ew_score(gold, a, w).f for w in tables] for a in answered]
+    rewards["all"], scores["all"] = np.concatenate(list(rewards.values()), axis=1), sum(scores.values(), [])
+    for dataset, (pearson, spearman, difference) in {**limits, "all": (.92, .92, 3)}.items():
+        r = pd.DataFrame(rewards[dataset].T)
+        assert r.corr().loc[0, 1] > pearson and r.rank().corr().loc[0, 1] > spearman, dataset
+        assert abs(np.subtract(*np.mean(scores[dataset], axis=0))) < difference, dataset
+
+def test_synonyms_are_free_and_the_reward_is_not_the_score():
+    "66.1 and 66.1; 62.1"
+    w, gold = load_wheels("v2026", root/"emotion_wheel/v2026"), dict(pd.read_csv(root/"ovmerd/gold.csv").values)
+    found = answers("ovmerdplus", 30, "openset")
+    plain = {n: parse_labels(found[n], strict=True) for n in gold}
+    same = {}
+    for x in w.vocabulary: same.setdefault(tuple(w.encode([x])), []).append(x)
+    padded = {n: x + [y for word in x if w.encode([word]).any() for y in same[tuple(w.encode([word]))][:4]] for n, x in plain.items()}
+    a, b = (ew_score(gold, x, w) for x in (plain, padded))
+    assert (a.f, a.precision, a.recall) == pytest.approx((b.f, b.precision, b.recall), abs=1e-12) and b.mean_labels > 3*a.mean_labels
+    assert round(100*a.f, 1) == 66.1 and round(100*np.nanmean(ew_rewards(gold, plain, w, undefined="nan")), 1) == 62.1
+
 def test_v2026_moves_meld_only_where_fear_is():
     "Published with v1: 55.65; the same predictions with the corrected forms: 56.33"
     v2026 = load_wheels("v2026", root/"emotion_wheel/v2026")
@@ -127,13 +166,41 @@ def test_prebuilt_and_sheets_agree(tmp_path):
     assert prebuilt.fingerprint == load_wheels("v2026", source).fingerprint
 
 def test_mixed_up_folders_are_named(tmp_path):
+    load_wheels = W.load_wheels
     with pytest.raises(ValueError, match="holds the tables 'v2026', not 'v1'"): load_wheels("v1", root/"emotion_wheel/v2026")
     for f in (root/"emotion_wheel/v1").iterdir(): (tmp_path/f.name).write_bytes(f.read_bytes())
     (tmp_path/"wheel3.xlsx").unlink()
     with pytest.raises(FileNotFoundError, match="lacks wheel3.xlsx"): load_wheels("v1", tmp_path)
     (tmp_path/"wheel3.xlsx").write_bytes((tmp_path/"wheel1.xlsx").read_bytes())
-    with pytest.raises(ValueError, match="not the published 'v1'.*wheel words|synonym.xlsx"): load_wheels("v1", tmp_path)
+    with pytest.raises(ValueError, match=r"Not as published: wheel3.xlsx$"): load_wheels("v1", tmp_path)
     (tmp_path/"wheel3.xlsx").write_bytes((root/"emotion_wheel/v1/wheel3.xlsx").read_bytes())
     text = (tmp_path/"format.csv").read_text().splitlines(keepends=True)
     (tmp_path/"format.csv").write_text("".join(text[:-1]))
-    with pytest.raises(ValueError, match="not the published 'v1'"): load_wheels("v1", tmp_path)
+    with pytest.raises(ValueError, match=r"not the published 'v1' \(.*forms: \d+ instead of 7386.*Not as published: format.csv$"): load_wheels("v1", tmp_path)
+    (tmp_path/"format.csv").write_text("".join(text) + "\n\n")    # saved anew, the same in content
+    assert load_wheels("v1", tmp_path).fingerprint == load_wheels("v1", root/"emotion_wheel/v1").fingerprint
+
+def test_padding_is_free():
+    """Six edits of AffectGPT's answers (epoch 30) to the 332 clips of OV-MERD, v2026, level 1: words per answer; F, precision, recall; mean reward without a
+    penalty and with each. The last printed digit was rounded twice: to two places, then,
+    half up, to one"""
+    v2026, gold = load_wheels("v2026", root/"emotion_wheel/v2026"), pd.read_csv(root/"ovmerd/gold.csv", index_col=0).iloc[:, 0]
+    words = lambda x: list(dict.fromkeys(w.lower() for w in parse_labels(x, strict=True)))
+    gold, found = gold.map(words), answers("ovmerdplus", 30, "openset")
+    pred = pd.Series({name: words(found[name]) for name in gold.index})
+    names = tuple(pd.read_csv(root/"emotion_wheel/v2026/format.csv", keep_default_na=False)["name"].str.lower().str.strip())
+    append = lambda a: list(dict.fromkeys([*a, "angry", "sad", "worried", "happy"]))
+    edits = [pred, pred.map(lambda a: pad_synonyms(a, v2026, names)), pred.map(append), pred.str[:1], pred.str[:2], pred.str[:3]]
+    printed = [[3.0, 66.1, 64.2, 68.3, 62.1, 53.0, 55.9, 55.7, 58.2],
+               [9.6, 66.1, 64.2, 68.3, 62.1, 12.4, 25.0, 33.5, 39.6],
+               [6.9, 47.4, 32.1, 90.9, 45.5, 13.5, 23.3, 27.6, 32.2],
+               [1.0, 53.5, 63.4, 46.3, 51.1, 51.1, 51.1, 51.1, 51.1],
+               [2.0, 61.2, 63.3, 59.4, 57.9, 57.5, 57.5, 57.1, 57.6],
+               [2.6, 64.9, 64.5, 65.4, 61.2, 56.0, 57.6, 56.9, 58.9]]
+    exact = []
+    for edited, want in zip(edits, printed):
+        s, f, n = ew_score(gold, edited, v2026), ew_rewards(gold, edited, v2026, undefined="nan"), edited.str.len()
+        rewards = [np.nanmean(f*length_penalty(n, gold.str.len(), k)) for k in (None, "p1", "p2", "p3", "p3+1")]
+        exact.append([n.mean(), *(100*x for x in (s.f, s.precision, s.recall, *rewards))])
+        assert [np.floor(10*round(x, 2) + .5)/10 for x in exact[-1]] == want
+    close(exact[0][1:5], exact[1][1:5])   # padded, not only to the printed digit

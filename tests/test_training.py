@@ -1,18 +1,35 @@
-"Cold start and GRPO on a handful of clips: the failures that would be silent"
+"Cold start and GRPO on a handful of clips: the failures that would be silent, and runs that are stopped, killed and resumed"
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the `train` extra")
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp()  # trackio reads it when it is imported, which trl does where it is installed
 
 import numpy as np
-from transformers import AutoModelForCausalLM, AutoProcessor
+from accelerate import debug_launcher
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.commands.config import load_config_from_file
+from conftest import ROOT
+from transformers import AutoModelForCausalLM, AutoProcessor, HubertConfig, TrainerCallback
 from trl import GRPOConfig
 
-from affectgpt_r1.coldstart import Collator, cold_start, fit, machine_settings, quiet, target_text
+import affectgpt_r1.coldstart as coldstart
+import affectgpt_r1.grpo as grpo
+from affectgpt_r1.coldstart import Collator, TrainingStopped, cold_start, fit, last_checkpoint, machine_settings, quiet, target_text
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.features import FeatureCache
-from affectgpt_r1.grpo import AffectGRPOTrainer, grpo_rows, token_logps, train_grpo
-from affectgpt_r1.labels import QUESTIONS
-from affectgpt_r1.model import MEDIA_KEYS, make_prompt, make_toy_model
+from affectgpt_r1.grpo import (
+    AffectGRPOTrainer, check_media, grpo_rows, held_out_score, plan_memory, read_completions, token_logps, train_grpo)
+from affectgpt_r1.labels import QUESTIONS, parse_response
+from affectgpt_r1.model import MEDIA_KEYS, lora_config, make_prompt, make_toy_model, memory_estimate, paper_config
 from affectgpt_r1.rewards import make_rewards
 from affectgpt_r1.toy import make_toy_corpus
 from affectgpt_r1.wheels import load_wheels
@@ -20,7 +37,7 @@ from affectgpt_r1.wheels import load_wheels
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "A folder with the smallest corpus and its features, and how to make a fresh model for it"
+    "A folder with the smallest corpus and its features, and how to get a fresh model for it, or one that has learnt the form of an answer"
     root = tmp_path_factory.mktemp("lab")
     corpus = make_toy_corpus(root / "corpus", preset="smoke", seed=0)
     captions, human = load_mer2025(corpus, "caption"), load_mer2025(corpus, "human")
@@ -33,16 +50,22 @@ def lab(tmp_path_factory):
 
     model, processor = fresh()
     for split in (captions, human): processor.features.compute(split)
-    return dict(root=root, captions=captions, human=human, fresh=fresh)
+    cold_start(model, processor, captions, root / "cold", epochs=12)
+
+    def started():
+        model = AutoModelForCausalLM.from_pretrained(root / "cold")
+        return model, processor
+
+    return dict(root=root, captions=captions, human=human, fresh=fresh, started=started)
 
 
-def trainer(lab, model, processor, **settings):
+def trainer(lab, model, processor, kind=AffectGRPOTrainer, lora=None, **settings):
     rewards, weights = make_rewards("acc+format", wheels=load_wheels(), penalty="p3+1", mode="answer")
     defaults = dict(max_steps=1, per_device_train_batch_size=8, num_generations=4, max_completion_length=8,
                     generation_kwargs={"suppress_tokens": processor.placeholder_ids}, reward_weights=weights)
     with quiet():
-        args = GRPOConfig(str(lab["root"] / "trainer"), **machine_settings() | defaults | settings)
-        return AffectGRPOTrainer(model, rewards, args, grpo_rows(lab["human"]), processing_class=processor)
+        args = GRPOConfig(**dict(output_dir=str(lab["root"] / "trainer"), save_strategy="no") | machine_settings() | defaults | settings)
+        return kind(model, rewards, args, grpo_rows(lab["human"]), processing_class=processor, peft_config=lora)
 
 
 def generated(t, n=2, group=4):
@@ -102,6 +125,22 @@ def test_chunks_of_log_probs_equal_the_whole(lab):
     assert torch.allclose(whole, parts, atol=1e-5)
 
 
+def test_features_reach_the_samples(lab):
+    "The same random numbers, the clip of another: other answers"
+    model, processor = lab["fresh"]()
+    t = trainer(lab, model, processor)
+    rows = [t.train_dataset[i] for i in range(4) for _ in range(4)]
+    clips = [r["prompt"][0]["content"][0] for r in rows]
+    others = [{**r, "prompt": [{"role": "user", "content": [{**clip, "video": other["video"], "audio": other["audio"]}, r["prompt"][0]["content"][1]]}]}
+              for r, clip, other in zip(rows, clips, clips[4:] + clips[:4])]
+
+    def sampled(rows):
+        torch.manual_seed(0)
+        with quiet(): return t._generate_and_score_completions(rows)["completion_ids"].tolist()
+
+    assert sampled(rows) == sampled(rows) != sampled(others)
+
+
 def test_rows_stay_with_their_clip_after_shuffling(lab):
     model, processor = lab["fresh"]()
     seen = []
@@ -111,17 +150,66 @@ def test_rows_stay_with_their_clip_after_shuffling(lab):
             seen.append({k: inputs[k] for k in ("prompt_ids", "video_features")})
             return super()._compute_loss(model, inputs)
 
-    t = trainer(lab, model, processor, max_steps=2, per_device_train_batch_size=4, steps_per_generation=2)
-    t.__class__ = Spy
-    with quiet(): fit(t, "spy")
-    clips = {row["prompt"][0]["content"][1]["text"]: row["prompt"] for row in t.train_dataset}
-    by_features = {}
-    for row in lab["human"]: by_features[processor.features(row)["video_features"].sum().item()] = row["subtitle"]
+    with quiet(): fit(trainer(lab, model, processor, Spy, max_steps=2, per_device_train_batch_size=4, steps_per_generation=2), "spy")
+    by_features = {processor.features(row)["video_features"].sum().item(): row["subtitle"] for row in lab["human"]}
     assert len(seen) == 2
     for batch in seen:
         for ids, V in zip(batch["prompt_ids"], batch["video_features"]):
             assert by_features[V.sum().item()] in processor.tokenizer.decode(ids)
-    assert clips
+
+
+def test_a_run_whose_media_do_not_reach_the_policy_is_stopped(lab):
+    model, processor = lab["fresh"]()
+    t = trainer(lab, model, processor)
+    assert check_media(t) > 1e-3
+    model.model.fusion.forward = lambda V, A, *masks: torch.zeros(len(V), 3, model.config.text_config.hidden_size)
+    before = model.lm_head.weight.detach().clone()
+    with quiet(), pytest.raises(ValueError, match="do not reach the policy"): t.train()
+    assert torch.equal(model.lm_head.weight, before)
+
+
+def test_the_check_of_the_media_draws_no_random_number(lab):
+    t = trainer(lab, *lab["fresh"]())
+    state = torch.get_rng_state()
+    check_media(t)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_towers_say_the_same_in_train_mode(lab):
+    "Whatever dropout, layer drop and masking their configuration asks for"
+    model, processor = lab["fresh"]()
+    noisy = dict(hidden_dropout=.3, attention_dropout=.3, activation_dropout=.3, feat_proj_dropout=.3, layerdrop=.5,
+                 apply_spec_augment=True, mask_time_prob=.5, mask_time_length=2)
+    model.config.audio_config = HubertConfig(**model.config.audio_config.to_dict() | noisy)
+    model = type(model)(model.config).train()
+    media = processor.load_clips([lab["human"][0]]) if processor.features is None else {k: v[None] for k, v in processor.read_clip(lab["human"][0]).items()}
+    assert model.training and model.model.language_model.training
+    first, second = (model.model.encode_media(media["pixel_values_videos"], media["input_values"]) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_tags_survive_decoding(lab):
+    "What the rewards get to read is what the policy wrote"
+    processor, text = lab["fresh"]()[1], target_text(lab["captions"][0], "think")
+    ids = processor.tokenizer(text)["input_ids"] + [processor.tokenizer.eos_token_id]
+    assert processor.batch_decode([ids], skip_special_tokens=True) == [text] and parse_response(text, "think").well_formed
+
+
+def test_without_adapters_the_policy_is_the_reference(lab):
+    "Adapters and fusion are trained away from where they began; switched off, they leave the model that they began from"
+    model, processor = lab["started"]()
+    t = trainer(lab, model, processor, lora=lora_config(), beta=.1, max_steps=2, learning_rate=1e-2, max_completion_length=24)
+    with quiet(): fit(t, "lora")
+    batch = generated(t)
+    ids, mask, n = sequences(batch)
+    media, written = {k: batch[k] for k in MEDIA_KEYS if k in batch}, batch["completion_mask"].bool()
+    base = lab["started"]()[0]
+    with torch.no_grad(): reference, now = token_logps(base, ids, mask, n, **media), token_logps(t.model, ids, mask, n, **media)
+    assert torch.allclose(batch["ref_per_token_logps"][written], reference[written], atol=1e-5)
+    assert (now - reference)[written].abs().max() > 1e-2
+    merged = t.model.merge_and_unload()
+    assert merged is model
+    with torch.no_grad(): assert torch.allclose(token_logps(merged, ids, mask, n, **media), now, atol=1e-4)
 
 
 def test_gradient_reaches_every_tensor_of_the_fusion_and_none_of_the_towers(lab):
@@ -172,3 +260,364 @@ def test_thinking_without_descriptions_is_refused(lab):
     model, processor = lab["fresh"]()
     with pytest.raises(ValueError, match=r"human_\d+.*no description"):
         cold_start(model, processor, lab["human"], lab["root"] / "none", mode="think", epochs=1)
+
+
+# What a supervised target is
+
+@pytest.mark.parametrize("mode", ["answer", "think", "mixed"])
+def test_the_loss_is_on_the_target_and_its_end_token_alone(lab, mode):
+    processor, rows = lab["fresh"]()[1], [lab["captions"][i] for i in range(8)]
+    collator = Collator(processor, mode)
+    batch, asked = collator(rows), [coldstart.row_mode(r, mode, 0) for r in rows]
+    assert set(asked) == ({mode} if mode != "mixed" else {"answer", "think"})
+    for row, kind, ids, labels, mask in zip(rows, asked, batch["input_ids"], batch["labels"], batch["attention_mask"]):
+        text = processor.tokenizer.decode(ids[mask == 1])
+        assert processor.tokenizer.decode(labels[labels != -100]) == target_text(row, kind) + "<|im_end|>"
+        assert text.endswith(target_text(row, kind) + "<|im_end|>") and QUESTIONS[kind] in text
+        assert (labels[labels != -100] == ids[labels != -100]).all()
+
+
+def test_the_loss_does_not_hear_the_prompt(lab):
+    "Another subtitle changes what is predicted, and not which tokens the loss is taken on"
+    model, processor = lab["fresh"]()
+    row = lab["captions"][0]
+    n = [(Collator(processor)([r])["labels"] != -100).sum().item() for r in (row, {**row, "subtitle": "Quite another, and longer, subtitle."})]
+    assert n[0] == n[1] == len(processor.tokenizer(target_text(row, "answer"))["input_ids"]) + 1
+
+
+def test_the_stop_token_is_learnt(lab):
+    model, processor = lab["started"]()
+    inputs = processor.apply_chat_template([make_prompt(lab["captions"][i]) for i in range(8)], tokenize=True, return_dict=True,
+                                           add_generation_prompt=True, padding=True, return_tensors="pt")
+    out = model.generate(**inputs, do_sample=False, max_new_tokens=40)[:, inputs["input_ids"].shape[1]:]
+    assert (out == processor.tokenizer.eos_token_id).any(1).all()
+
+
+def test_labels_come_in_another_order_in_each_epoch(lab):
+    "The order is drawn anew, the same for the same seed, and the words stay the same"
+    model, processor = lab["fresh"]()
+    row = next(r for r in lab["captions"] if len(r["labels"]) > 3)
+
+    def targets(seed, epochs=6):
+        collator, seen = Collator(processor, seed=seed), []
+        for epoch in range(epochs):
+            collator.on_epoch_begin(None, type("State", (), dict(epoch=float(epoch))), None)
+            labels = collator([row])["labels"][0]
+            seen.append(parse_response(processor.tokenizer.decode(labels[labels != -100][:-1]), "answer").labels)
+        return seen
+
+    assert all(sorted(t) == sorted(row["labels"]) for t in targets(0))
+    assert len({tuple(t) for t in targets(0)}) > 1 and targets(0) == targets(0) != targets(1)
+    assert {tuple(t) for t in targets(None)} == {tuple(row["labels"])}
+
+
+def test_epochs_are_counted_while_training(lab):
+    model, processor = lab["fresh"]()
+    seen = {}
+
+    class Spy(Collator):
+        def __call__(self, rows):
+            seen.setdefault(self.epoch, set()).update(r["name"] for r in rows)
+            return super().__call__(rows)
+
+    collator, coldstart.Collator = coldstart.Collator, Spy
+    try: cold_start(model, processor, lab["captions"].select(range(8)), lab["root"] / "epochs", epochs=3, batch_size=4, shuffle_labels=True)
+    finally: coldstart.Collator = collator
+    assert sorted(seen) == [0, 1, 2] and all(len(names) == 8 for names in seen.values())
+
+
+def test_an_unknown_mode_is_refused(lab):
+    with pytest.raises(ValueError, match="no mode 'both'"): cold_start(*lab["fresh"](), lab["captions"], lab["root"] / "none", mode="both")
+
+
+# Runs that are stopped, killed and resumed
+
+class StopAt(TrainerCallback):
+    "An error at the end of a step, as from a full disk"
+    def __init__(self, step): self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step: raise OSError("no space left")
+
+
+def parameters_apart(a, b): return max((x - y).abs().max().item() for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+def small_grpo(lab, out, steps=7, stop=None, **settings):
+    "A short GRPO run on 12 clips, four a step, so that the second half is in a later epoch; stopped at the end of a step, if asked for"
+    model, processor = lab["started"]()
+    rewards = make_rewards("acc+format", wheels=load_wheels(), penalty="p3+1", mode="answer")
+    defaults = dict(steps=steps, prompts=4, group=4, lr=2e-3, save_every=2, seed=1)
+    add, callbacks = grpo.fit, [StopAt(stop)] if stop else []
+
+    def with_callbacks(trainer, *args):
+        for c in callbacks: trainer.add_callback(c)
+        return add(trainer, *args)
+
+    grpo.fit = with_callbacks
+    try: log = train_grpo(model, processor, lab["human"].select(range(12)), rewards, lab["root"] / out, **defaults | settings)
+    finally: grpo.fit = add
+    return model, log
+
+
+@pytest.mark.parametrize("name, settings", [
+    ("plain", {}),
+    ("cycles", dict(num_iterations=2, steps_per_generation=2, save_every=3)),
+    ("lora", dict(lora=lora_config(), lr=1e-2)),
+])
+def test_a_resumed_run_is_the_unbroken_run(lab, name, settings):
+    "Also in a later epoch than the first, and with several updates for one sampling"
+    whole, log = small_grpo(lab, f"whole-{name}", **settings)
+    with pytest.raises(OSError): small_grpo(lab, f"broken-{name}", stop=5, **settings)
+    kept = last_checkpoint(lab["root"] / f"broken-{name}")
+    assert kept.name == "checkpoint-4"
+    again, log2 = small_grpo(lab, f"broken-{name}", **settings)
+    assert parameters_apart(whole, again) == 0.
+    assert [r["reward"] for r in log if "reward" in r] == [r["reward"] for r in log2 if "reward" in r]
+    assert last_checkpoint(lab["root"] / f"broken-{name}") is None
+    assert parameters_apart(whole, lab["started"]()[0]) > 0
+
+
+def test_a_resumed_cold_start_is_the_unbroken_one(lab):
+    def run(out, stop=None):
+        model, processor = lab["fresh"]()
+        extra = dict(callbacks=[StopAt(stop)]) if stop else {}
+        kind = coldstart.SFTTrainer
+        coldstart.SFTTrainer = lambda *a, callbacks, **k: kind(*a, callbacks=callbacks + extra.get("callbacks", []), **k)
+        try: cold_start(model, processor, lab["captions"].select(range(24)), lab["root"] / out, epochs=3, batch_size=8, save_every=2, shuffle_labels=True, mode="mixed")
+        finally: coldstart.SFTTrainer = kind
+        return model
+    whole = run("sft-whole")
+    with pytest.raises(OSError): run("sft-broken", stop=7)
+    assert last_checkpoint(lab["root"] / "sft-broken").name == "checkpoint-6"
+    assert parameters_apart(whole, run("sft-broken")) == 0.
+
+
+def test_another_run_is_not_resumed(lab):
+    with pytest.raises(OSError): small_grpo(lab, "other", stop=3)
+    with pytest.raises(ValueError, match=r"made otherwise: lr is 0.002 there and 0.001 now"): small_grpo(lab, "other", lr=1e-3)
+    assert last_checkpoint(lab["root"] / "other").name == "checkpoint-2"
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(lab):
+    with pytest.raises(OSError): small_grpo(lab, "cut", stop=3)
+    cut = lab["root"] / "cut" / "checkpoint-6"
+    cut.mkdir(); (cut / "model.safetensors").write_bytes(b"half"); (cut / "trainer_state.json").write_text('{"global')
+    assert last_checkpoint(lab["root"] / "cut").name == "checkpoint-2"
+    small_grpo(lab, "cut")
+
+
+def test_checkpoints_stand_at_boundaries_between_samplings(lab):
+    with pytest.raises(OSError): small_grpo(lab, "boundary", stop=5, num_iterations=3, save_every=2)
+    assert last_checkpoint(lab["root"] / "boundary").name == "checkpoint-3"
+
+
+def test_a_run_killed_in_the_middle_of_a_step_ends_with_the_same_evaluation(lab):
+    "SIGKILL while the answers of a step are scored: nothing can clean up"
+    def run(out, kill=None):
+        model, processor = lab["started"]()
+        (accuracy, form), weights = make_rewards("acc+format", wheels=load_wheels(), penalty="p3+1", mode="answer")
+
+        def deadly(completions, trainer_state, **columns):
+            if trainer_state.global_step == kill: os.kill(os.getpid(), signal.SIGKILL)
+            return form(completions, **columns)
+
+        deadly.__name__ = "format"
+        train_grpo(model, processor, lab["human"].select(range(12)), ([accuracy, deadly], weights), lab["root"] / out,
+                   steps=6, prompts=4, group=4, lr=2e-3, save_every=2)
+        return held_out_score(model, processor, lab["human"].select(range(12, 28)), wheels=load_wheels())
+
+    child = multiprocessing.get_context("fork").Process(target=run, args=("killed", 5))
+    child.start(); child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    assert last_checkpoint(lab["root"] / "killed").name == "checkpoint-4"
+    resumed, unbroken = run("killed"), run("unbroken")
+    assert resumed["ew_f"] == pytest.approx(unbroken["ew_f"], abs=1e-6) and resumed["words"] == unbroken["words"]
+
+
+def test_the_best_checkpoint_on_held_out_clips_is_kept_and_watching_changes_nothing(lab):
+    held = lab["human"].select(range(12, 28))
+    plain, log = small_grpo(lab, "unwatched", steps=6)
+    best, watched = small_grpo(lab, "watched", steps=6, validation=held, wheels=load_wheels())
+    assert [r["reward"] for r in log if "reward" in r] == [r["reward"] for r in watched if "reward" in r]
+    scores = {r["step"]: r["eval_ew_f"] for r in watched if "eval_ew_f" in r}
+    assert sorted(scores) == [2, 4, 6]
+    processor = lab["started"]()[1]
+    assert held_out_score(best, processor, held, wheels=load_wheels())["ew_f"] == pytest.approx(max(scores.values()), abs=1e-9)
+    if scores[6] < max(scores.values()): assert parameters_apart(plain, best) > 0
+
+
+def test_every_sampled_answer_is_kept_with_its_rewards(lab):
+    _, log = small_grpo(lab, "kept", steps=2)
+    table = read_completions(lab["root"] / "kept")
+    assert len(table) == 2 * 16 and set(table["clip"]) <= set(lab["human"]["name"])
+    means = table.groupby("step")["accuracy"].mean()
+    assert [r["rewards/accuracy/mean"] for r in log if "reward" in r] == pytest.approx(means.tolist(), abs=1e-6)
+    assert table["completion"].str.contains("<answer>").any() and {"format", "advantage"} <= set(table)
+    with pytest.raises(FileNotFoundError, match="no completions"): read_completions(lab["root"])
+
+
+def test_progress_in_plain_lines(lab, capsys):
+    small_grpo(lab, "lines", steps=2)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("GRPO 2/2") and all(word in last for word in ("reward", "accuracy", "words"))
+
+
+# Errors that say what to change
+
+def test_out_of_memory(lab, monkeypatch):
+    kind = AffectGRPOTrainer._compute_loss
+    def fails(self, model, inputs):
+        if self.state.global_step == 3: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+        return kind(self, model, inputs)
+    monkeypatch.setattr(AffectGRPOTrainer, "_compute_loss", fails)
+    with pytest.raises(TrainingStopped, match=r"out of memory in step 4.*micro-batch \(it is 16\).*checkpoint-2 is whole"): small_grpo(lab, "oom")
+    monkeypatch.undo()
+    small_grpo(lab, "oom", micro_batch=4)   # what was advised, from the checkpoint
+
+
+def test_a_loss_that_is_no_number(lab, monkeypatch):
+    kind, weights = AffectGRPOTrainer._compute_loss, {}
+    def fails(self, model, inputs):
+        loss = kind(self, model, inputs)
+        weights[self.state.global_step] = model.lm_head.weight.detach().clone()
+        return loss * float("nan") if self.state.global_step == 3 else loss
+    monkeypatch.setattr(AffectGRPOTrainer, "_compute_loss", fails)
+    model, processor = lab["started"]()
+    rewards = make_rewards("acc+format", wheels=load_wheels(), penalty="p3+1", mode="answer")
+    with pytest.raises(TrainingStopped, match=r"gradient of step 4 is nan.*Lower the learning rate.*checkpoint-2 is whole"):
+        train_grpo(model, processor, lab["human"], rewards, lab["root"] / "nan", steps=6, prompts=4, group=4, save_every=2)
+    assert torch.equal(model.lm_head.weight, weights[3])   # the step was not taken
+
+
+def test_a_supervised_loss_that_is_no_number(lab):
+    model, processor = lab["fresh"]()
+    with torch.no_grad(): model.model.fusion.video_proj.weight.fill_(float("inf"))
+    with pytest.raises(TrainingStopped, match="no finite number"): cold_start(model, processor, lab["captions"], lab["root"] / "nan-sft", epochs=1)
+
+
+def test_a_reward_that_raises(lab):
+    def fragile(completions, trainer_state, **columns):
+        if trainer_state.global_step == 3: raise KeyError("joyful")
+        return [float(len(c[0]["content"])) for c in completions]
+    model, processor = lab["started"]()
+    def run(): return train_grpo(model, processor, lab["human"], ([fragile], [1.]), lab["root"] / "fragile", steps=6, prompts=4, group=4, save_every=2)
+    with pytest.raises(TrainingStopped, match=r"reward 'fragile' failed on the answers to human_\d+.*KeyError: 'joyful'.*checkpoint-2 is whole"): run()
+
+
+def test_a_group_that_nobody_can_score(lab):
+    def picky(completions, name, **columns): return [None if n == name[0] else 1. for n in name]
+    model, processor = lab["started"]()
+    with pytest.raises(TrainingStopped, match=r"No reward could score any answer to human_\d+, so"):
+        train_grpo(model, processor, lab["human"], ([picky], [1.]), lab["root"] / "picky", steps=2, prompts=4, group=4)
+
+
+@pytest.mark.parametrize("change, error", [
+    (lambda d: d.select([]), "holds no clips"),
+    (lambda d: d.remove_columns("labels"), "no column `labels`"),
+    (lambda d: d.map(lambda row, i: dict(labels=[] if i == 1 else row["labels"]), with_indices=True), r"1 of \d+ clips have no gold labels, human_\d+"),
+])
+def test_a_data_set_without_gold(lab, change, error):
+    model, processor = lab["fresh"]()
+    rewards = make_rewards("acc+format", wheels=load_wheels())
+    with pytest.raises(ValueError, match=error): train_grpo(model, processor, change(lab["human"]), rewards, lab["root"] / "none")
+
+
+@pytest.mark.parametrize("settings, error", [
+    (dict(group=1), "it takes two at least"), (dict(prompts=1000), "more than the"), (dict(prompts=4, micro_batch=5), "must divide the 32 answers")])
+def test_settings_that_cannot_work(lab, settings, error):
+    rewards = make_rewards("acc+format", wheels=load_wheels())
+    with pytest.raises(ValueError, match=error): train_grpo(*lab["fresh"](), lab["human"], rewards, lab["root"] / "none", **settings)
+
+
+# Memory, processes, reports
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_micro_batches_and_checkpointing_change_no_number(lab, loss_type):
+    def run(name, **how):  # plain gradient descent: Adam blows up the rounding of gradients near zero
+        return small_grpo(lab, f"{loss_type}-{name}", steps=2, loss_type=loss_type, optim="sgd", lr=.5, warmup_steps=0, **how)[0]
+    whole, start = run("whole"), lab["started"]()[0]
+    assert parameters_apart(whole, start) > 1e-2
+    for name, how in (("micro", dict(micro_batch=4)), ("again", dict(micro_batch=8, gradient_checkpointing=True))):
+        assert parameters_apart(whole, run(name, **how)) < 1e-5
+
+
+def test_a_plan_fits_what_there_is():
+    config = paper_config()
+    def plan(gib, answers=64): return plan_memory(config, gib, answers, completion=512, lora=True)
+    assert plan(140) == dict(micro_batch=8, gradient_checkpointing=False) and plan(40)["gradient_checkpointing"]
+    for gib in (24, 80):
+        found = plan(gib)
+        need = memory_estimate(config, found["micro_batch"], 64, 256, 512, True, found["gradient_checkpointing"], torch.bfloat16).loc["sum"]
+        assert 64 % found["micro_batch"] == 0 and need.max() <= .9 * gib
+    with pytest.raises(ValueError, match="take fewer prompts"): plan(24, answers=2048)
+    with pytest.raises(ValueError, match="one answer takes"): plan(18.8, answers=1)
+
+
+class Scripted(AffectGRPOTrainer):
+    "Writes answers that depend on the prompt and on the place in the group, and on nothing else"
+    words = ["happy", "sad", "angry", "worried, sad", "happy, excited"]
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        texts = [f"<answer>{self.words[(sum(ids) + i % self.num_generations) % 5]}</answer>" for i, ids in enumerate(prompt_ids)]
+        return [self._tokenizer(t)["input_ids"] + [self._tokenizer.eos_token_id] for t in texts], None
+
+
+def scripted_run(lab, out, answers):
+    "Losses and gradients of three steps; in one process, or in each of several"
+    AcceleratorState._reset_state(True); GradientState._reset_state()
+    model, processor = lab["started"]()
+    t = trainer(lab, model, processor, Scripted, max_steps=3, per_device_train_batch_size=answers, steps_per_generation=1, logging_steps=1,
+                num_iterations=2, optim="sgd", learning_rate=.5, output_dir=str(out))
+    with quiet(): log = fit(t, "scripted")
+    if t.is_world_process_zero():
+        torch.save(model.state_dict(), out / "weights.pt")
+        (out / "log.json").write_text(json.dumps([[r[k] for k in ("loss", "grad_norm")] for r in log if "grad_norm" in r]))
+
+
+def test_two_processes_are_one_with_the_same_batch(lab, tmp_path):
+    "Two processes with gloo, half of the answers each: the same losses, gradients and weights as one process with all of them"
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir(), two.mkdir()
+    scripted_run(lab, one, 16)
+    debug_launcher(scripted_run, (lab, two, 8), num_processes=2)
+    AcceleratorState._reset_state(True); GradientState._reset_state()
+    alone, together = (json.loads((p / "log.json").read_text()) for p in (one, two))
+    assert np.allclose(alone, together, atol=1e-5) and len(alone) == 3 and any(abs(loss) > 1e-4 for loss, _ in alone)
+    a, b = (torch.load(p / "weights.pt") for p in (one, two))
+    assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-5
+
+
+def test_the_script_trains_under_accelerate_launch(lab, tmp_path):
+    "With the config for several GPUs, on two CPU processes in its place"
+    (tmp_path / "prepared.json").write_text(json.dumps(dict(data=str(lab["root"] / "corpus"))))
+    for name, there in dict(cold_start="cold", features="features").items(): (tmp_path / name).symlink_to(lab["root"] / there)
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/ddp.yaml"), "--cpu", "--num_processes", "2",
+              "--main_process_port", "0", "-m", "tools.train", "grpo", "--run-dir", str(tmp_path)]
+    run = subprocess.run([sys.executable, *launch, "--set", "steps=2", "prompts=2", "group=4", "save_every=1"], cwd=ROOT, capture_output=True, text=True,
+                         env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.count("GRPO 2/2") >= 1 and "held-out F" in run.stdout
+    assert (tmp_path / "grpo/model.safetensors").exists() and len(read_completions(tmp_path / "grpo")) == 2 * 2 * 8
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_configs_are_read(lab, name):
+    "accelerate knows every field, and the layers to be wrapped are there"
+    config = load_config_from_file(str(ROOT / f"configs/{name}.yaml"))
+    assert config.mixed_precision == "bf16" and config.num_machines == 1
+    if name == "fsdp2":
+        model = lab["fresh"]()[0]
+        assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] in {type(m).__name__ for m in model.modules()}
+    if name.startswith("zero"): assert config.deepspeed_config["zero_stage"] == int(name[-1])
+
+
+@pytest.mark.parametrize("name, files", [("tensorboard", "board/**/events.*"), ("wandb", "wandb/offline-run-*/logs/debug.log"), ("trackio", "*")])
+def test_reports_go_where_they_are_sent(lab, name, files, tmp_path, monkeypatch):
+    "trl hands `report_to` on; written to this machine, since tests are offline"
+    pytest.importorskip(name)
+    monkeypatch.chdir(tmp_path)
+    for variable, value in dict(WANDB_MODE="offline", WANDB_DIR=tmp_path, TENSORBOARD_LOGGING_DIR=tmp_path / "board").items():
+        monkeypatch.setenv(variable, str(value))
+    small_grpo(lab, f"report-{name}", steps=2, report_to=name, run_name="trial")
+    assert list((Path(os.environ["TRACKIO_DIR"]) if name == "trackio" else tmp_path).glob(files))

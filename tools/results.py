@@ -27,14 +27,17 @@ def processor():
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def made_by(command):
+    "What belongs beside any number: the command, the machine, the versions, the day"
+    return dict(
+        command=command, machine=f"{os.cpu_count()} cores, {processor()}, no GPU",
+        versions={p: version(p) for p in PACKAGES}, python=platform.python_version(), date=datetime.date.today().isoformat())
+
+
 def collect(runs):
     "The records of `runs` and where they come from"
     records = [json.loads((Path(run)/"metrics.json").read_text()) for run in runs]
-    return dict(
-        command=[f'make tutorial ARGS="--seed {r["seed"]} --run-dir {run}"' for run, r in zip(runs, records)],
-        machine=f"{os.cpu_count()} cores, {processor()}, no GPU",
-        versions={p: version(p) for p in PACKAGES}, python=platform.python_version(),
-        date=datetime.date.today().isoformat(), runs=records)
+    return made_by([f'make tutorial ARGS="--seed {r["seed"]} --run-dir {run}"' for run, r in zip(runs, records)]) | dict(runs=records)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""Is GRPO better than its cold start, and better than supervised fine-tuning on the same clips? Over seeds, into nbs/results/seeds.json
+
+    for s in 0 1 2 3 4; do make tutorial ARGS="--seed $s --run-dir runs/seed$s"; done
+    python -m tools.seeds runs/seed0 runs/seed1 runs/seed2 runs/seed3 runs/seed4
+
+For each run folder: the cold start is fine-tuned on the human split, with the rate and the number of epochs that do best on a fifth of that
+split that is held out, then with these on the whole of it; cold start, SFT and GRPO answer the test clips, greedily and sampled (temperature 1,
+top-p 0.9). The test clips choose nothing. Called again after an interruption, it goes on where it was.
+"""
+import argparse
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets.utils.logging import disable_progress_bar
+from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers.utils import logging as hf_logging
+
+from affectgpt_r1.coldstart import cold_start, fingerprint
+from affectgpt_r1.data import load_mer2025
+from affectgpt_r1.evaluate import constant_baseline, predict, score_predictions
+from affectgpt_r1.features import FeatureCache
+from affectgpt_r1.grpo import LONGEST
+from affectgpt_r1.labels import parse_response
+from affectgpt_r1.metrics import ew_difference
+from affectgpt_r1.wheels import load_wheels
+from tools.results import OUT, made_by
+
+GRID = [dict(lr=lr, epochs=epochs, shuffle_labels=True) for lr in (5e-4, 1e-3, 2e-3) for epochs in (4, 12)]
+KINDS = dict(greedy={}, sampled=dict(sample=True, temperature=1., top_p=.9))
+PAIRS = (("cold_start", "grpo"), ("sft", "grpo"), ("cold_start", "sft"))
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t for a 95 % interval, 1 to 9 degrees of freedom
+
+
+class Run:
+    "What a tutorial run has left: clips, cold start, GRPO, cached features"
+    def __init__(self, folder):
+        self.folder, self.wheels = Path(folder), load_wheels()
+        about = json.loads((self.folder/"metrics.json").read_text())
+        self.preset, self.seed = about["preset"], about["seed"]
+        self.mode = json.loads((self.folder/"cold_start"/"run.json").read_text())["mode"]
+        self.human, self.test = (load_mer2025(self.folder/"corpus", track) for track in ("human", "ovmerd"))
+        self.processor = AutoProcessor.from_pretrained(self.folder/"cold_start")
+        self.processor.features = FeatureCache(self.folder/"features", self.model("cold_start"), self.processor)
+
+    def model(self, stage): return AutoModelForCausalLM.from_pretrained(self.folder/stage)
+
+    def replies(self, model, rows, kind, out=None):
+        "What a model answers, by clip"
+        table = predict(model.eval(), self.processor, rows, mode=self.mode, out=out, max_new_tokens=LONGEST[self.mode], seed=self.seed, **KINDS[kind])
+        return dict(zip(table["name"], table["reply"]))
+
+    def train_sft(self, rows, out, settings):
+        "The cold start, fine-tuned on human labels, unless that has been done"
+        start = self.model("cold_start")
+        done = json.loads((out/"run.json").read_text()) if (out/"model.safetensors").exists() else {}
+        wanted = settings | dict(start=fingerprint(start, rows))
+        if any(done.get(k) != v for k, v in wanted.items()):
+            cold_start(start, self.processor, rows, out, mode=self.mode, seed=self.seed, **settings)
+        return AutoModelForCausalLM.from_pretrained(out)
+
+    def sft(self):
+        "The best of `GRID` on clips held out of the human split, trained on all of it; and what was tried"
+        order = np.random.default_rng(self.seed).permutation(len(self.human))
+        held, rest = (self.human.select(sorted(i)) for i in np.split(order, [len(order) // 5]))
+        gold, tried = dict(zip(held["name"], held["labels"])), []
+        for i, settings in enumerate(GRID):
+            model = self.train_sft(rest, self.folder/f"seeds/sft-{i}", settings)
+            tried.append(settings | dict(held_out_ew_f=score_predictions(gold, self.replies(model, held, "greedy"), self.wheels, self.mode)["ew_f"]))
+        best = max(range(len(GRID)), key=lambda i: tried[i]["held_out_ew_f"])
+        self.train_sft(self.human, self.folder/"sft", GRID[best])
+        return dict(chosen=GRID[best], tried=tried, held_out=len(held))
+
+    def record(self):
+        "Scores of all stages on the test clips, and the paired bootstrap between them"
+        settings, gold = self.sft(), dict(zip(self.test["name"], self.test["labels"]))
+        scores, labels = {}, {}
+        for stage in ("cold_start", "sft", "grpo"):
+            model = self.model(stage)
+            for kind in KINDS:
+                replies = self.replies(model, self.test, kind, self.folder/f"seeds/{stage}-{kind}.jsonl")
+                scores.setdefault(stage, {})[kind] = score_predictions(gold, replies, self.wheels, self.mode)
+                labels[stage, kind] = {name: parse_response(r, mode=self.mode).labels for name, r in replies.items()}
+        within = {f"{b} - {a}, {kind}": ew_difference(gold, labels[a, kind], labels[b, kind], wheels=self.wheels, seed=self.seed)
+                  for a, b in PAIRS for kind in KINDS}
+        return dict(
+            seed=self.seed, preset=self.preset, mode=self.mode, test_clips=len(gold), sft=settings, stages=scores,
+            constant=constant_baseline(self.human["labels"], gold, self.wheels)["ew_f"],
+            bootstrap={pair: dict(difference=d.difference, low=d.low, high=d.high) for pair, d in within.items()})
+
+
+def over_seeds(records):
+    "For each pair of stages: the differences by seed, their mean and its 95 % interval"
+    result = {}
+    for a, b in PAIRS:
+        for kind in KINDS:
+            d = np.array([r["stages"][b][kind]["ew_f"] - r["stages"][a][kind]["ew_f"] for r in records])
+            half = T95[len(d) - 2] * d.std(ddof=1) / len(d)**.5 if len(d) > 1 else None
+            interval = dict(low=d.mean() - half, high=d.mean() + half) if half is not None else {}
+            result[f"{b} - {a}, {kind}"] = dict(mean=d.mean(), **interval, by_seed=d.tolist())
+    return result
+
+
+def main(runs, out):
+    records = [Run(folder).record() for folder in runs]
+    result = made_by(f"python -m tools.seeds {' '.join(runs)}") | dict(differences=over_seeds(records), runs=records)
+    out.write_text(json.dumps(result, indent=1, default=lambda x: x.tolist()) + "\n")
+    for r in records:
+        print(f"seed {r['seed']}:", *(f"{stage} {s['greedy']['ew_f']:.3f} / {s['sampled']['ew_f']:.3f}" for stage, s in r["stages"].items()), sep="  ")
+    for pair, d in result["differences"].items():
+        print(f"{pair:28} {d['mean']:+.3f}", f"[{d['low']:+.3f}, {d['high']:+.3f}]" if "low" in d else "", "by seed", *(f"{x:+.3f}" for x in d["by_seed"]))
+
+
+if __name__ == "__main__":
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("runs", nargs="+", help="run folders of the tutorial")
+    ap.add_argument("--out", type=Path, default=OUT/"seeds.json")
+    args = ap.parse_args()
+    if len(args.runs) > len(T95) + 1: ap.error(f"at most {len(T95) + 1} runs")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(1)
+    hf_logging.disable_progress_bar(); disable_progress_bar(); logging.getLogger("transformers").setLevel(logging.ERROR)
+    main(args.runs, args.out)
