@@ -811,7 +811,12 @@ class AffectGPT:
                           dict(video=video, audio=audio, subtitle=bool(row["subtitle"])))
 
 # %% ../nbs/07_model.ipynb #n510
-CARD = """
+CARD = """---
+library_name: affectgpt_r1
+pipeline_tag: video-text-to-text
+tags: [emotion-recognition, multimodal, affectgpt]
+---
+
 # AffectGPT{preset}
 
 Names the emotions of a person in a video clip, in free words. A vision tower looks at eight pictures, an audio tower
@@ -847,16 +852,12 @@ def model_card(
     metrics=None,       # Name: number
 )->str:                 # Markdown with a header
     "The model card of a checkpoint"
-    from huggingface_hub import ModelCardData
     config = model.config
     parts = [(name, x.model_type, x.hidden_size, x.num_hidden_layers) for name, x in (
         ("decoder", config.text_config), ("vision tower", config.vision_config), ("audio tower", config.audio_config))]
-    body = CARD.format(
+    return CARD.format(
         preset=f", preset `{config.preset}`" * bool(config.preset), fusion=config.fusion, count=model.num_parameters(),
         mode=f"as released (`compat={config.compat!r}`)" if config.compat else "default",
         parts="\n".join(f"| {name} | {kind} | {width:,} | {layers} |" for name, kind, width, layers in parts),
         training_data=training_data or "Not stated.",
         metrics="\n".join(f"- {name}: {value}" for name, value in (metrics or {}).items()) or "None given.")
-    header = ModelCardData(library_name="affectgpt_r1", pipeline_tag="video-text-to-text",
-                           tags=["emotion-recognition", "multimodal", "affectgpt"])
-    return f"---\n{header.to_yaml()}\n---\n{body}"
