@@ -13,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModelWithProjection, HubertModel, Wav2Vec2FeatureExtractor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from .model import (
-    CHAT_TEMPLATE, FUSION_CLASSES, PLACEHOLDERS, TAGS, AffectGPTConfig, AffectGPTForConditionalGeneration, AffectGPTProcessor, lora_config)
+from affectgpt_r1.model import (
+    CHAT_TEMPLATE, FUSION_CLASSES, PLACEHOLDERS, TAGS, AffectGPTConfig, AffectGPTForConditionalGeneration, AffectGPTProcessor,
+    lora_config)
 
 # %% ../nbs/07b_convert.ipynb #v006
 def add_tokens(
@@ -71,7 +72,7 @@ def _assemble(config, text, vision, audio, seed):
     model.generation_config.suppress_tokens = config.placeholder_ids
     ids = torch.arange(3)[None]
     with torch.no_grad(): same = torch.equal(model.eval()(input_ids=ids).logits, text.eval()(input_ids=ids).logits)
-    if not same: raise ValueError(f"{type(text).__name__} does more to its logits than a linear layer; AffectGPT cannot take it over")
+    if not same: raise ValueError(f"{type(text).__name__} does more to its logits than a linear layer; take another decoder")
     return model
 
 # %% ../nbs/07b_convert.ipynb #v017
@@ -97,8 +98,10 @@ def read_released(
 )->dict:        # Tensors by the authors' names
     "The weights in a released file; nothing in it is executed"
     try: file = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e: raise ValueError(f"{path}: holds more than tensors and plain containers; it was not opened ({str(e).splitlines()[0]})") from e
-    if not isinstance(file, dict) or "model" not in file: raise ValueError(f"{path}: holds no entry 'model'; is it a checkpoint of AffectGPT?")
+    except pickle.UnpicklingError as e:
+        raise ValueError(f"{path}: holds more than tensors and plain containers, and was not opened ({str(e).splitlines()[0]})") from e
+    if not isinstance(file, dict) or "model" not in file:
+        raise ValueError(f"{path}: holds no entry 'model'; is it a checkpoint of AffectGPT?")
     return file["model"]
 
 
@@ -112,8 +115,8 @@ def check_released(
     faults += [f"{name}: is not known here" for name in state if name not in wanted]
     faults += [f"{name}: has shape {tuple(x.shape)}, the model {tuple(wanted[name].shape)}"
                for name, x in state.items() if name in wanted and x.shape != wanted[name].shape]
-    more = f"\n- and {len(faults) - 10} more" if len(faults) > 10 else ""
-    if faults: raise ValueError(f"{path}: does not fit this model, nothing was loaded\n" + "\n".join(f"- {f}" for f in faults[:10]) + more)
+    if len(faults) > 10: faults[10:] = [f"and {len(faults) - 10} more"]
+    if faults: raise ValueError("\n- ".join([f"{path}: does not fit this model, nothing was loaded", *faults]))
 
 # %% ../nbs/07b_convert.ipynb #v021
 def released_state(
@@ -134,7 +137,8 @@ def load_released(
     from peft import get_peft_model
     adapted, state = get_peft_model(model, lora_config()).eval(), read_released(path)
     check_released(state, released_state(adapted), path)
-    adapted.load_state_dict({name: state[released] for name in adapted.state_dict() if (released := released_name(name))}, strict=False)
+    ours = {name: state[released] for name in adapted.state_dict() if (released := released_name(name))}
+    adapted.load_state_dict(ours, strict=False)
     return adapted
 
 

@@ -114,7 +114,8 @@ def toy_config(
         hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
         conv_dim=(48, 64, 64), conv_kernel=(160, 8, 4), conv_stride=(80, 4, 2), num_feat_extract_layers=3,
         num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, feat_extract_norm="layer", **NO_DROPOUT)
-    settings = dict(qformer_config=dict(hidden_size=64, num_attention_heads=4, intermediate_size=128), preset="toy", initializer_range=0.08)
+    settings = dict(qformer_config=dict(hidden_size=64, num_attention_heads=4, intermediate_size=128),
+                    preset="toy", initializer_range=0.08)
     return AffectGPTConfig(text, vision, audio, placeholder_ids=placeholder_ids, **ends, **settings | kwargs)
 
 # %% ../nbs/07_model.ipynb #c013
@@ -160,14 +161,16 @@ class QFormerPool(nn.Module):
     "What one learnt question reads in a series of at most `places`: [batch, time, dim] to [batch, width]"
     def __init__(self, config:AffectGPTConfig, dim:int, places:int):
         super().__init__()
-        qformer = Blip2QFormerConfig(**config.qformer_config, encoder_hidden_size=dim, initializer_range=config.initializer_range)
+        qformer = Blip2QFormerConfig(**config.qformer_config, encoder_hidden_size=dim,
+                                     initializer_range=config.initializer_range)
         self.width, self.place = qformer.hidden_size, nn.Embedding(places, dim)
         self.question = nn.Parameter(torch.zeros(1, 1, self.width))
         self.qformer = Blip2QFormerModel._from_config(qformer, attn_implementation="sdpa")
 
     def forward(self, x, mask=None):
         x = x + self.place.weight[:x.shape[1]]
-        return self.qformer(self.question.expand(len(x), -1, -1), encoder_hidden_states=x, encoder_attention_mask=mask).pooler_output
+        question = self.question.expand(len(x), -1, -1)  # [batch, 1, width]
+        return self.qformer(question, encoder_hidden_states=x, encoder_attention_mask=mask).pooler_output
 
 # %% ../nbs/07_model.ipynb #n102
 class Fusion(nn.Module):
@@ -227,7 +230,7 @@ class QFormerFusion(Fusion):
     def multi(self, V, A, present):
         both = torch.cat([self.multi_video(V), self.multi_audio(A)], dim=1)  # [batch, frames + pieces, width]
         seen = present | ~present.any(1, keepdim=True)                       # attention needs something to look at
-        return self.multi_pool(both, seen.repeat_interleave(torch.tensor([V.shape[1], A.shape[1]], device=V.device), dim=1))
+        return self.multi_pool(both, torch.cat([seen[:, :1].expand(V.shape[:2]), seen[:, 1:].expand(A.shape[:2])], dim=1))
 
 
 FUSION_CLASSES = dict(attention=Fusion, mean=MeanFusion, qformer=QFormerFusion)
@@ -293,12 +296,13 @@ class AffectGPTModel(AffectGPTPreTrainedModel):
     @torch.no_grad()
     def encode_media(self, pixel_values_videos, input_values):
         "Features of raw media: V [batch, frames, video] and A [batch, pieces, audio]"
-        return frame_features(self.vision_tower, pixel_values_videos), piece_features(self.audio_tower, input_values)
+        return (frame_features(self.vision_tower, pixel_values_videos.to(self.vision_tower.dtype)),
+                piece_features(self.audio_tower, input_values.to(self.audio_tower.dtype)))
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
                 pixel_values_videos=None, input_values=None, video_features=None, audio_features=None,
                 media_mask=None, use_cache=None, **kwargs):
-        "Raw media or cached features go in with the prompt that holds their placeholders; `media_mask` [batch, 2] says what is there"
+        "Raw media or cached features go in with the prompt that holds their placeholders; `media_mask` [batch, 2]: are they there?"
         if inputs_embeds is None: inputs_embeds = self.get_input_embeddings()(input_ids)
         V, A = self.media_features(input_ids, pixel_values_videos, input_values, video_features, audio_features)
         if V is not None:
@@ -391,7 +395,8 @@ def make_prompt(
     if clash := [token for token in [*PLACEHOLDERS, *TAGS, "<|im_end|>"] if token in subtitle]:
         raise ValueError(f"clip {row.get('name')!r}: its subtitle holds {clash[0]!r}, which is a token of the model; take it out")
     clip = {"type": "video", "text": subtitle, **{key: row.get(key) or "" for key in ("video", "audio", "face")}}
-    return [{"role": "user", "content": [clip, {"type": "text", "text": question or QUESTIONS[mode], "video": "", "audio": "", "face": ""}]}]
+    words = {"type": "text", "text": question or QUESTIONS[mode], "video": "", "audio": "", "face": ""}
+    return [{"role": "user", "content": [clip, words]}]
 
 
 def clip_of(
@@ -413,6 +418,7 @@ def clips_of(
 # %% ../nbs/07_model.ipynb #n203
 FRAME = "{multi}{audio}{video}\nSubtitle: {subtitle}\n{question}"
 FIELDS = ["multi", "audio", "video", "subtitle", "question"]
+END = "###"  # how the released model ends an answer
 
 
 def check_frame(
@@ -421,7 +427,8 @@ def check_frame(
     "A frame with each of `FIELDS` once, the placeholders in the order of the soft tokens"
     fields = [name for _, name, *_ in string.Formatter().parse(frame) if name is not None]
     if sorted(fields) != sorted(FIELDS) or [f for f in fields if f in FIELDS[:3]] != FIELDS[:3]:
-        raise ValueError(f"a prompt frame holds {{{'}, {'.join(FIELDS)}}} once each, the first three in this order; this one holds {fields}")
+        raise ValueError(f"a prompt frame holds {{{'}, {'.join(FIELDS)}}} once each, the first three in this order; "
+                         f"this one holds {fields}")
     return frame
 
 # %% ../nbs/07_model.ipynb #c036
@@ -440,7 +447,7 @@ class AffectGPTProcessor(ProcessorMixin):
         **kwargs
     ):
         if check_compat(compat) and not frame:
-            raise ValueError("compat='affectgpt' needs the authors' prompt as `frame`: the released weights know no other wording")
+            raise ValueError("compat='affectgpt' needs the authors' prompt as `frame`: the released weights know no other")
         if compat: chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
         super().__init__(image_processor, feature_extractor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
         self.frame, self.visual, self.frames_by, self.compat = check_frame(frame or FRAME), visual, frames_by, compat
@@ -503,18 +510,18 @@ class AffectGPTProcessor(ProcessorMixin):
         replies:list,   # What the model should write, one text each
     )->BatchFeature:    # input_ids, attention_mask, labels [batch, length], and the media
         "Prompt and reply as one sequence, padded on the right, with the loss on the reply and its end"
-        batch, eos = self.apply_chat_template(chats, tokenize=True, return_dict=True, add_generation_prompt=True), self.tokenizer.eos_token_id
+        batch = self.apply_chat_template(chats, tokenize=True, return_dict=True, add_generation_prompt=True)
         first = [self.tokenizer.convert_tokens_to_ids("<|im_start|>")] if self.compat else []
+        end = END * bool(self.compat) + self.tokenizer.eos_token
         heads = [first + ids for ids in batch.pop("input_ids")]
-        tails = [self.tokenizer(text + END * bool(self.compat), add_special_tokens=False)["input_ids"] + [eos] for text in replies]
-        rows = dict(input_ids=[h + t for h, t in zip(heads, tails)], labels=[[-100]*len(h) + t for h, t in zip(heads, tails)],
-                    attention_mask=[[1]*(len(h) + len(t)) for h, t in zip(heads, tails)])
-        fill = dict(input_ids=self.tokenizer.pad_token_id, labels=-100, attention_mask=0)
-        batch.update({k: nn.utils.rnn.pad_sequence(list(map(torch.tensor, r)), True, fill[k]) for k, r in rows.items()})
+        tails = [self.tokenizer(text + end, add_special_tokens=False)["input_ids"] for text in replies]
+        def padded(rows, fill): return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], True, fill)
+        batch["input_ids"] = padded([h + t for h, t in zip(heads, tails)], self.tokenizer.pad_token_id)
+        batch["attention_mask"] = padded([[1]*len(h + t) for h, t in zip(heads, tails)], 0)
+        batch["labels"] = padded([[-100]*len(h) + t for h, t in zip(heads, tails)], -100)
         return batch
 
 
-END = "###"  # how the released model ends an answer
 AutoProcessor.register(AffectGPTConfig, AffectGPTProcessor, exist_ok=True)
 
 # %% ../nbs/07_model.ipynb #c038
@@ -682,14 +689,16 @@ def memory_estimate(
         without_memory(outer)
         words = torch.zeros(batch, length, text.hidden_size, dtype=dtype, requires_grad=True)
         labels = torch.zeros(batch, length, dtype=torch.long)
-        layers, whole = saved_bytes(model.model, inputs_embeds=words), saved_bytes(model, inputs_embeds=words, labels=labels)
+        layers = saved_bytes(model.model, inputs_embeds=words)
+        whole = saved_bytes(model, inputs_embeds=words, labels=labels)
         logits = whole - layers + batch * length * text.vocab_size * 4  # what the loss keeps, and the logits' gradient
         again = layers / text.num_hidden_layers * checkpointing         # one layer, run again on the way back
         if checkpointing:
             model.activation_checkpointing_enable()
             layers = saved_bytes(model.model, inputs_embeds=words)
     weights, trained = weight_bytes(outer), n_bytes(p for p in outer.parameters() if p.requires_grad)
-    train = weights | {"gradients": trained, "AdamW's moments": 2*trained, "activations": layers, "logits or a layer again": max(logits, again)}
+    train = weights | {"gradients": trained, "AdamW's moments": 2*trained, "activations": layers,
+                       "logits or a layer again": max(logits, again)}
     write = weights | writing_bytes(text, samples, prompt, length, dtype)
     table = pd.DataFrame({"training": train, "writing": write}).reindex({**train, **write}) / 2**30
     return pd.concat([table, table.sum().rename("sum").to_frame().T])
@@ -760,7 +769,8 @@ class AffectGPT:
         processor,    # Its processor
     ):
         if model.config.compat != processor.compat:
-            raise ValueError(f"the model has compat={model.config.compat!r}, its processor {processor.compat!r}: they do not belong together")
+            raise ValueError(f"the model has compat={model.config.compat!r}, its processor {processor.compat!r}: "
+                             "they do not belong together")
         self.model, self.processor = model.eval(), processor
 
     @classmethod
@@ -792,18 +802,21 @@ class AffectGPT:
         with torch.no_grad(): out = self.model.generate(**inputs, **settings | stop | generate)
         ids = out.sequences[0, inputs["input_ids"].shape[1]:]
         logps = torch.stack(out.logits, 1)[0].float().log_softmax(-1).gather(-1, ids[:, None])[:, 0].cpu()
-        reply = tokenizer.decode(ids, skip_special_tokens=True).split(END)[0] if stop else tokenizer.decode(ids, skip_special_tokens=True)
-        said, there = parse_response(reply, mode), inputs["media_mask"][0].tolist() if "media_mask" in inputs else (True, True)
-        used = dict(video=there[0], audio=there[1], subtitle=bool(row["subtitle"]))
-        return Prediction(reply, said.think, said.answer, said.labels, label_probabilities(tokenizer, ids.tolist(), logps, said.labels),
-                          (wheels or load_wheels()).coverage(said.labels), used)
+        reply = tokenizer.decode(ids, skip_special_tokens=True)
+        said = parse_response(reply.split(END)[0] if self.processor.compat else reply, mode)
+        video, audio = inputs["media_mask"][0].tolist() if "media_mask" in inputs else (True, True)
+        return Prediction(reply, said.think, said.answer, said.labels,
+                          label_probabilities(tokenizer, ids.tolist(), logps, said.labels),
+                          (wheels or load_wheels()).coverage(said.labels),
+                          dict(video=video, audio=audio, subtitle=bool(row["subtitle"])))
 
 # %% ../nbs/07_model.ipynb #n510
 CARD = """
 # AffectGPT{preset}
 
-Names the emotions of a person in a video clip, in free words. A vision tower looks at eight pictures, an audio tower listens to eight pieces of
-two seconds, and three soft tokens (multi, audio, video) carry both into the decoder, which reads the subtitle and answers.
+Names the emotions of a person in a video clip, in free words. A vision tower looks at eight pictures, an audio tower
+listens to eight pieces of two seconds, and three soft tokens (multi, audio, video) carry both into the decoder, which
+reads the subtitle and answers.
 
 | part | class | width | layers |
 |---|---|---|---|
@@ -844,5 +857,6 @@ def model_card(
         parts="\n".join(f"| {name} | {kind} | {width:,} | {layers} |" for name, kind, width, layers in parts),
         training_data=training_data or "Not stated.",
         metrics="\n".join(f"- {name}: {value}" for name, value in (metrics or {}).items()) or "None given.")
-    header = ModelCardData(library_name="affectgpt_r1", tags=["emotion-recognition", "multimodal", "affectgpt"], pipeline_tag="video-text-to-text")
+    header = ModelCardData(library_name="affectgpt_r1", pipeline_tag="video-text-to-text",
+                           tags=["emotion-recognition", "multimodal", "affectgpt"])
     return f"---\n{header.to_yaml()}\n---\n{body}"

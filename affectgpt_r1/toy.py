@@ -6,7 +6,7 @@
 __all__ = ['PRIORS', 'EMOTIONS', 'NEUTRAL', 'SECOND', 'SHOWN', 'SPOKEN', 'PLEASANT', 'FACE_LOOK', 'VOICE_LOOK', 'PARTS', 'LOOKS',
            'MARKS', 'VOICE_PARTS', 'VOICE_FLAT', 'VOICES', 'VOICE_MARKS', 'LINES', 'SMALL_TALK', 'WORDS', 'BRITISH',
            'ASSOCIATED', 'FACE_CLUES', 'FACE_MARK_CLUES', 'VOICE_CLUES', 'VOICE_MARK_CLUES', 'SAFE_WORDS', 'EMOTION_OF',
-           'VALENCE', 'SHARES', 'BENCH', 'TOY_SIZES', 'CHANNELS', 'BAND_SHARES', 'State', 'clip_rng', 'settle',
+           'VALENCE', 'SHARES', 'NAMES', 'BENCH', 'TOY_SIZES', 'CHANNELS', 'BAND_SHARES', 'State', 'clip_rng', 'settle',
            'draw_state', 'face_track', 'draw_face', 'draw_video', 'voice_numbers', 'synth_part', 'synth_voice',
            'draw_words', 'human_labels', 'describe', 'seen_as', 'caption_labels', 'BenchFolder', 'make_toy_corpus',
            'load_states', 'read_channel', 'state_prior', 'Oracle', 'oracle_scores']
@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import soundfile as sf
 from tqdm.auto import tqdm
+from .data import UNIBENCH_FOLDERS
 from .media import _write_video
 from .metrics import UNIBENCH, ew_score
 from .wheels import load_wheels
@@ -587,32 +588,30 @@ SHARES = dict( # clips of each class in the published test set; emotions where i
 @dataclass(frozen=True)
 class BenchFolder:
     "Where a set of MER-UniBench keeps its files, and how it calls its clips"
-    root:str                   # Folder of the set
-    name:callable              # (split, its number, the clip's number) -> name
+    root:str      # Folder of the set
+    subtitles:str # File
+    column:str    # That is read
+    audio:str     # Folder of the wav files
+    video:str     # Folder of the videos
+    published:int # Clips in the published test split
+    name:callable # (split, its number, the clip's number) -> name
     others:tuple=("train_corpus", "val_corpus") # Splits in the label file beside the test
-    audio:str="audio"          # Folder of the wav files
-    video:str="video"          # Folder of the videos
-    ext:str="mp4"              # Of a video
-    subtitles:str="transcription-engchi-polish.csv"
-    columns:tuple=("chinese", "english")        # Of the subtitles, beside the name
+    ext:str="mp4" # Of a video
 
-BENCH = dict(
-    MER2023=BenchFolder("mer2023-dataset-process", lambda split, k, i: f"sample_{500*k+i:08d}",
-                        ("train_corpus", "test2_corpus", "test3_corpus")),
-    MER2024=BenchFolder("mer2024-dataset-process", lambda split, k, i: f"samplenew_{500*k+i:08d}", ("train_corpus",),
-                        subtitles="transcription_merge.csv", columns=("chinese",)),
-    MELD=BenchFolder("meld-process", lambda split, k, i: f"{split.removesuffix('_corpus')}_dia{i//3}_utt{i%3}",
-                     audio="subaudio", video="subvideo"),
-    IEMOCAPFour=BenchFolder("iemocap-process", lambda split, k, i: f"Ses{i%4+1 if k else 5:02d}{'FM'[i%2]}_impro01_F{i:03d}",
-                            ("sessions 1 to 4",), "subaudio", "subvideo-tgt", "avi"),
-    CMUMOSI=BenchFolder("cmumosi-process", lambda split, k, i: f"toymosi{50*k+i//7:04d}_{i%7+1}",
-                        audio="subaudio", video="subvideo"),
-    CMUMOSEI=BenchFolder("cmumosei-process", lambda split, k, i: f"toymosei{50*k+i//3:03d}_{i%3}",
-                         audio="subaudio", video="subvideo_new"),
-    SIMS=BenchFolder("sims-process", lambda split, k, i: f"video_{50*k+i//6+1:04d}_{i%6+1:04d}"),
-    SIMSv2=BenchFolder("simsv2-process", lambda split, k, i: f"aqgy5_{50*k+i//6+1:04d}_{i%6+1:04d}", video="video_new"),
-    OVMERDPlus=BenchFolder("ovmerdplus-process", lambda split, k, i: f"samplenew3_{i:08d}",
-                           subtitles="subtitle_eng.csv", columns=("sentence",)))
+    @property
+    def columns(self): return ("chinese", "english") if self.column == "english" else (self.column,)
+
+NAMES = dict( # name, and what is not as everywhere
+    MER2023=(lambda split, k, i: f"sample_{500*k+i:08d}", ("train_corpus", "test2_corpus", "test3_corpus")),
+    MER2024=(lambda split, k, i: f"samplenew_{500*k+i:08d}", ("train_corpus",)),
+    MELD=(lambda split, k, i: f"{split.removesuffix('_corpus')}_dia{i//3}_utt{i%3}",),
+    IEMOCAPFour=(lambda split, k, i: f"Ses{i%4+1 if k else 5:02d}{'FM'[i%2]}_impro01_F{i:03d}", ("sessions 1 to 4",), "avi"),
+    CMUMOSI=(lambda split, k, i: f"toymosi{50*k+i//7:04d}_{i%7+1}",),
+    CMUMOSEI=(lambda split, k, i: f"toymosei{50*k+i//3:03d}_{i%3}",),
+    SIMS=(lambda split, k, i: f"video_{50*k+i//6+1:04d}_{i%6+1:04d}",),
+    SIMSv2=(lambda split, k, i: f"aqgy5_{50*k+i//6+1:04d}_{i%6+1:04d}",),
+    OVMERDPlus=(lambda split, k, i: f"samplenew3_{i:08d}",))
+BENCH = {key: BenchFolder(*UNIBENCH_FOLDERS[key], *own) for key,own in NAMES.items()}
 
 # %% ../nbs/06_toy.ipynb #t065
 def _classes(key, n, rng):

@@ -206,7 +206,7 @@ def test_features_are_not_read_into_memory(tmp_path):
     for p in paths: read_features(p)["video_features"].sum()
     assert resident() - before < 12
     kept = [{k: t.clone() for k, t in read_features(p).items()} for p in paths]
-    assert resident() - before > 60 and len(kept) == 2000   # what it would be otherwise
+    assert resident() - before > 36 and len(kept) == 2000   # otherwise; what earlier tests have freed is used again and not seen
 
 
 def test_missing_modalities_are_cached_as_such(toy, human, tmp_path):

@@ -11,9 +11,11 @@ torch = pytest.importorskip("torch", reason="needs the `train` extra")
 
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoProcessor, LogitsProcessor
+from trl import GRPOConfig
 
-from affectgpt_r1.coldstart import Collator, target_text
+from affectgpt_r1.coldstart import Collator, fit, machine_settings, quiet, target_text
 from affectgpt_r1.data import load_mer2025
+from affectgpt_r1.grpo import AffectGRPOTrainer, grpo_rows
 from affectgpt_r1.labels import QUESTIONS
 from affectgpt_r1.model import (
     FUSIONS, MEDIA_KEYS, AffectGPT, AffectGPTConfig, AffectGPTForConditionalGeneration, AffectGPTProcessor, check_frame, clip_of, clips_of,
@@ -176,6 +178,32 @@ def test_merged_adapters_equal_unmerged_and_sit_in_the_decoder_only(toy, human):
         for p in trained.values(): p.add_(torch.randn_like(p), alpha=.05)
         unmerged = adapted(**batch).logits
         assert torch.allclose(adapted.merge_and_unload()(**batch).logits, unmerged, atol=1e-4)
+
+
+def test_trl_trains_adapters_and_fusion_and_nothing_else(human, tmp_path):
+    model, processor = make_toy_model([r["subtitle"] for r in human])
+    adapted = get_peft_model(model, lora_config())
+    before = {n: p.detach().clone() for n, p in adapted.named_parameters()}
+    rows = grpo_rows(human.map(lambda r, i: dict(audio=r["audio"] if i % 2 else ""), with_indices=True))  # every second clip is silent
+    settings = dict(max_steps=2, per_device_train_batch_size=8, num_generations=4, max_completion_length=6, beta=0.04,
+                    generation_kwargs={"suppress_tokens": processor.placeholder_ids})
+    def reward(completions, **columns): return [float(i % 2) for i in range(len(completions))]
+    with quiet():
+        args = GRPOConfig(str(tmp_path), **machine_settings() | settings)
+        fit(AffectGRPOTrainer(adapted, reward, args, rows, processing_class=processor), "adapters")
+    changed = {n for n, p in adapted.named_parameters() if n in before and not torch.equal(before[n], p)}  # trl adds a copy as reference
+    assert {n.split(".")[-2] for n in changed if "fusion" in n} >= {"video_proj", "audio_proj", "multi_proj", "multi_audio", "score"}
+    assert any("lora_" in n for n in changed) and all("lora_" in n or "modules_to_save" in n for n in changed)
+
+
+def test_in_16_bits_the_fusion_keeps_32_and_raw_media_go_in(toy, human, tmp_path):
+    model, processor = toy
+    model.save_pretrained(tmp_path)
+    half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for p in half.model.fusion.parameters()} == {torch.float32}
+    assert half.model.audio_tower.dtype == half.model.language_model.dtype == torch.bfloat16
+    batch = ask(processor, human.select(range(2)))
+    with torch.no_grad(): assert (half(**batch).logits.float() - model(**batch).logits)[batch["attention_mask"].bool()].abs().max() < .2
 
 
 def test_the_paper_has_the_papers_numbers():

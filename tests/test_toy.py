@@ -17,7 +17,7 @@ import pytest
 from affectgpt_r1 import toy
 from affectgpt_r1.labels import parse_labels
 from affectgpt_r1.media import read_video, read_waveform
-from affectgpt_r1.data import read_npz
+from affectgpt_r1.data import check_leakage, check_media, load_mer2025, load_unibench, read_npz
 from affectgpt_r1.metrics import UNIBENCH, ew_rewards, unibench
 from affectgpt_r1.toy import (
     BENCH, CHANNELS, EMOTIONS, Oracle, State, clip_rng, draw_state, draw_video, load_states, make_toy_corpus, oracle_scores, read_channel,
@@ -140,6 +140,19 @@ def test_unibench_sets(corpus, key):
     for n, x in test.items():
         if kind == "WAF": assert x["emo"] == 0 and np.sign(x["val"]) == np.sign(toy.VALENCE[states[n].primary]) and abs(x["val"]) <= (1 if "SIMS" in key else 3)
         else: assert x["val"] == -10 and toy.EMOTION_OF.get(c := classes[x["emo"]] if classes else x["emo"], c) == states[n].primary
+
+
+@pytest.mark.parametrize("key", UNIBENCH)
+def test_the_readers_read_it(corpus, key):
+    "The generated sets load, and decode, through the readers of the real ones"
+    rows = check_media(load_unibench(corpus/"unibench", key), progress=False)
+    states = load_states(corpus, key) | (load_states(corpus, "test") if key == "OVMERDPlus" else {})
+    assert set(rows["name"]) == set(states) and all(rows["subtitle"])
+    for row in rows:
+        p = states[row["name"]].primary
+        if UNIBENCH[key][3] == "WAF": assert np.sign(row["valence"]) == np.sign(toy.VALENCE[p])
+        elif key != "OVMERDPlus": assert toy.EMOTION_OF.get(row["labels"][0], row["labels"][0]) == p
+    check_leakage(load_mer2025(corpus, "human"), rows)
 
 
 def test_unibench_names(corpus):

@@ -184,7 +184,7 @@ def test_towers_say_the_same_in_train_mode(lab):
     model = type(model)(model.config).train()
     media = processor.load_clips([lab["human"][0]]) if processor.features is None else {k: v[None] for k, v in processor.read_clip(lab["human"][0]).items()}
     assert model.training and model.model.language_model.training
-    first, second = (model.model.encode_media(**media) for _ in range(2))
+    first, second = (model.model.encode_media(media["pixel_values_videos"], media["input_values"]) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
