@@ -57,9 +57,9 @@ def profile(rows, model, processor, cache):
             frames = run("decode video", read_video, row["video"])
             pieces = run("decode sound", read_audio, row["audio"])
             pixels = run("resize and scale", lambda: processor.image_processor(list(frames), return_tensors="pt")["pixel_values"])
-            sound = run("scale sound", lambda: processor.feature_extractor(pieces.reshape(-1), sampling_rate=16000, return_tensors="pt")["input_values"])
+            sound = run("scale sound", processor.sound, pieces)
             V = run("vision encoder", frame_features, towers.vision_tower, pixels[None])
-            A = run("audio encoder", piece_features, towers.audio_tower, sound.view(1, *pieces.shape))
+            A = run("audio encoder", piece_features, towers.audio_tower, sound[None])
             run("keep", write_features, cache.path(row), dict(video_features=V[0], audio_features=A[0]))
             run("read back", read_features, cache.path(row))
     return spent
