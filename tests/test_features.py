@@ -114,7 +114,11 @@ def test_features_go_on_where_they_were_stopped(toy, human, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt): cache.compute(rows, batch_size=3, workers=0)
     monkeypatch.setattr(features, "write_features", write)
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cut").glob("*.safetensors")}
-    assert FeatureCache(tmp_path / "cut", *toy).compute(rows, batch_size=3, workers=0) == 3
+    again, sizes = FeatureCache(tmp_path / "cut", *toy), []
+    encode = again.encode
+    monkeypatch.setattr(again, "encode", lambda media: sizes.append(len(media["media_mask"])) or encode(media))
+    assert again.compute(rows, batch_size=3, workers=0) == 3
+    assert sizes == [3, 1]      # the batch that was cut in two is computed whole: other batches, other last digits
     assert held(tmp_path / "cut") == held(tmp_path / "whole") and all(p.stat().st_mtime_ns == t for p, t in kept.items())
 
 
