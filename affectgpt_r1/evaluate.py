@@ -42,12 +42,12 @@ def weights_fingerprint(
 def shuffle_clips(
     rows,    # Rows with `video` and `audio`
     seed=0,
-)->list:     # The same rows, each with the `video` and `audio` of another
+)->list:     # The same rows, each with the `video`, the `audio` and the `face` of another
     "Pair every question with the media of another clip"
     if len(rows) < 2: raise ValueError("shuffling the media needs at least two clips")
     order = np.random.default_rng(seed).permutation(len(rows))
     donor = dict(zip(order, np.roll(order, 1)))
-    return [{**row, "video": rows[donor[i]]["video"], "audio": rows[donor[i]]["audio"]} for i, row in enumerate(rows)]
+    return [row | {k: rows[donor[i]][k] for k in ("video", "audio", "face") if k in row} for i, row in enumerate(rows)]
 
 # %% ../nbs/12_evaluate.ipynb #c018
 def kept_lines(
