@@ -23,7 +23,7 @@ from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from tqdm.notebook import tqdm as notebook_tqdm
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from .labels import MODES, make_target
@@ -278,6 +278,7 @@ def cold_start(
                     max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
     args = SFTConfig(str(out), **machine_settings() | defaults | settings)
     collator = Collator(processor, mode, seed if shuffle_labels else None)
+    set_seed(seed)  # the first weights of the adapters depend on it
     trainer = SFTTrainer(model, args, collator, train_dataset=dataset, processing_class=processor, peft_config=lora, callbacks=[collator])
     log = fit(trainer, "cold start", resume)
     finish(trainer, processor, out, log)

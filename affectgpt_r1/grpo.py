@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from .coldstart import (
@@ -332,6 +332,7 @@ def train_grpo(
         defaults |= dict(eval_strategy="steps", per_device_eval_batch_size=group, load_best_model_at_end=True, metric_for_best_model="ew_f")
     args = GRPOConfig(str(out), **machine_settings() | defaults | settings)
     args.save_steps = args.eval_steps = math.ceil(save_every / cycle(args)) * cycle(args)
+    set_seed(seed)  # older releases of trl draw the first weights of the adapters before they set the seed
     trainer = HeldOutTrainer(model, watched(functions, mode, out), args, rows, eval_dataset=validation and grpo_rows(validation, mode),
                              processing_class=processor, peft_config=lora)
     trainer.score = partial(held_out_score, processor=processor, dataset=validation, mode=mode, wheels=wheels, longest=longest)
@@ -340,6 +341,7 @@ def train_grpo(
     return log
 
 # %% ../nbs/11_grpo.ipynb #g061
+@quiet()
 def plan_memory(
     config,                  # `AffectGPTConfig`
     gib:float,               # Memory of the GPU

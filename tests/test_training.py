@@ -589,10 +589,10 @@ def test_two_processes_are_one_with_the_same_batch(lab, tmp_path):
 
 
 def test_the_script_trains_under_accelerate_launch(lab, tmp_path):
-    "With the config for several GPUs, on two CPU processes in its place"
+    "With the config for several GPUs, on two processes of a CPU"
     (tmp_path / "prepared.json").write_text(json.dumps(dict(data=str(lab["root"] / "corpus"))))
     for name, there in dict(cold_start="cold", features="features").items(): (tmp_path / name).symlink_to(lab["root"] / there)
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/ddp.yaml"), "--cpu", "--num_processes", "2",
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/ddp.yaml"), "--num_processes", "2",
               "--main_process_port", "0", "-m", "tools.train", "grpo", "--run-dir", str(tmp_path)]
     run = subprocess.run([sys.executable, *launch, "--set", "steps=2", "prompts=2", "group=4", "save_every=1"], cwd=ROOT, capture_output=True, text=True,
                          env=os.environ | {"PYTHONPATH": str(ROOT)})
