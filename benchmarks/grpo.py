@@ -51,6 +51,8 @@ class Bench:
         self.processor.features.compute(self.human)
         self.rows = grpo_rows(self.human)
 
+    def written(self, prompt): return self.processor.apply_chat_template(prompt, add_generation_prompt=True)
+
     def model(self, hidden=96, layers=2):
         "A model of the toy's kind with a decoder of another size"
         config = type(self.toy.config).from_dict(self.toy.config.to_dict())
@@ -84,9 +86,9 @@ class Bench:
         return clock.result()
 
     def plain_trl(self, prompts, group, tokens, steps, hidden=96, layers=2):
-        "The same for trl's own trainer and a text-only decoder; the prompt has as many tokens, three of them where the clip would be"
+        "The same for trl's own trainer and a text-only decoder; the prompt is the same, three tags in it where the clip would be"
         text = self.model(hidden, layers).config.text_config
-        def words(row): return dict(prompt=[{"role": "user", "content": "<think><answer><think>\n" + row["prompt"][0]["content"][-1]["text"]}])
+        def words(row): return dict(prompt=self.written(row["prompt"]).replace("<multi><audio><video>", "<think><answer><think>"))
         rows = self.rows.map(words)
         trainer, clock = self.trainer(GRPOTrainer, Qwen2ForCausalLM(text), rows, self.processor.tokenizer, prompts, group, tokens, steps)
         trainer.train()
