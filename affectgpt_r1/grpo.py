@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'LONGEST', 'group_advantages', 'clipped_loss', 'average', 'kl_estimate', 'grpo_loss', 'token_logps',
-           'check_media', 'Start', 'AffectGRPOTrainer', 'grpo_rows', 'training_settings', 'watched', 'held_out_score',
-           'HeldOutTrainer', 'cycle', 'train_grpo', 'plan_memory', 'read_completions']
+           'check_media', 'Start', 'answer_scores', 'AffectGRPOTrainer', 'grpo_rows', 'training_settings', 'watched',
+           'held_out_score', 'HeldOutTrainer', 'cycle', 'train_grpo', 'plan_memory', 'read_completions']
 
 # %% ../nbs/11_grpo.ipynb #c003
 import math
@@ -132,6 +132,18 @@ class Start(TrainerCallback):
         while not hasattr(sampler, "mini_repeat_count"): sampler = getattr(sampler, "batch_sampler", None) or sampler.sampler
         for _ in range(int((state.epoch or 0) + 1e-6)): torch.randperm(sampler.num_samples, generator=sampler.generator)
 
+# %% ../nbs/11_grpo.ipynb #g029
+def answer_scores(
+    model,        # The policy
+    places:int,   # Length of the longest answer, and one before it
+    media:dict,   # Tensors of the clips, one row per sequence
+    labels=None,  # [batch, length] trl's targets, where its head scores by itself
+    **inputs      # What else trl gives to the model
+):                # What the model returns, for the last `places` only
+    "The forward pass of trl's loss: with the clips, and without scores for the prompt"
+    if labels is not None: inputs["labels"] = labels[:, -places:]
+    return model(**inputs | media | dict(logits_to_keep=places))
+
 # %% ../nbs/11_grpo.ipynb #c020
 class AffectGRPOTrainer(GRPOTrainer):
     "trl's `GRPOTrainer` with the clip's tensors kept beside each answer, from sampling to loss"
@@ -162,7 +174,7 @@ class AffectGRPOTrainer(GRPOTrainer):
             rows = slice(start, start + size)
             media = {k: v[rows] for k, v in self._media.items()}
             parts.append(super()._get_per_token_logps_and_entropies(
-                partial(model, **media), input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs))
+                partial(answer_scores, model, logits_to_keep + 1, media), input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs))
         return tuple(None if x[0] is None else torch.cat(x) if x[0].dim() else torch.stack(x).mean() for x in zip(*parts))
 
 # %% ../nbs/11_grpo.ipynb #c021

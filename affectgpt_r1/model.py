@@ -301,8 +301,9 @@ class AffectGPTModel(AffectGPTPreTrainedModel):
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
                 pixel_values_videos=None, input_values=None, video_features=None, audio_features=None,
-                media_mask=None, use_cache=None, **kwargs):
-        "Raw media or cached features go in with the prompt that holds their placeholders; `media_mask` [batch, 2]: are they there?"
+                media_mask=None, use_cache=None, logits_to_keep=0, **kwargs):
+        """Raw media or cached features go in with the prompt that holds their placeholders; `media_mask` [batch, 2]: are they there?
+        Hidden states of the last `logits_to_keep` places come out, of all where it is 0"""
         if inputs_embeds is None: inputs_embeds = self.get_input_embeddings()(input_ids)
         V, A = self.media_features(input_ids, pixel_values_videos, input_values, video_features, audio_features)
         if V is not None:
@@ -311,7 +312,7 @@ class AffectGPTModel(AffectGPTPreTrainedModel):
             inputs_embeds = splice(inputs_embeds, input_ids, tokens, self.config.placeholder_ids)
         out = self.language_model(attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,
                                   past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs)
-        return BaseModelOutputWithPast(out.last_hidden_state, out.past_key_values, out.hidden_states, out.attentions)
+        return BaseModelOutputWithPast(out.last_hidden_state[:, -logits_to_keep:], out.past_key_values, out.hidden_states, out.attentions)
 
 # %% ../nbs/07_model.ipynb #c028
 MEDIA_KEYS = ("pixel_values_videos", "input_values", "video_features", "audio_features", "media_mask")
@@ -336,8 +337,8 @@ class AffectGPTForConditionalGeneration(AffectGPTPreTrainedModel, GenerationMixi
                 media_mask=None, labels=None, logits_to_keep=0, use_cache=None, **kwargs):
         "Logits [batch, length, vocabulary], and the mean token loss where `labels` are given"
         out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, pixel_values_videos,
-                         input_values, video_features, audio_features, media_mask, use_cache, **kwargs)
-        logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep if logits_to_keep else 0:])
+                         input_values, video_features, audio_features, media_mask, use_cache, logits_to_keep, **kwargs)
+        logits = self.lm_head(out.last_hidden_state)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs)
