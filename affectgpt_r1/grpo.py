@@ -208,8 +208,8 @@ TRAINING = dict(
     paper_think=_PAPER | dict(mode=("think", "paper: the form with a thought first"), max_new_tokens=(512, "ours; 32 to 1,024 in re-implementations")),
     toy=dict(
         mode=("answer", "ours"), beta=(0., "as the paper"), epsilon=(0.2, "as the paper"), scale_rewards=("group", "as the paper"),
-        loss_type=("dapo", "ours: no bonus for long wrong answers"), group=(8, "ours"), prompts=(12, "ours, tried out on toy seeds 0 and 1"),
-        lr=(7e-4, "ours, the same"), steps=(150, "ours, the same"), temperature=(1., "ours"), max_new_tokens=(24, "ours"), save_every=(50, "ours")),
+        loss_type=("dapo", "ours: no bonus for long wrong answers"), group=(8, "ours"), prompts=(12, "ours, tried out on toy corpora"),
+        lr=(7e-4, "ours, the same"), steps=(400, "ours, the same"), temperature=(1., "ours"), max_new_tokens=(24, "ours"), save_every=(50, "ours")),
     small=dict(
         mode=("answer", "ours"), beta=(0., "as the paper"), epsilon=(0.2, "as the paper"), scale_rewards=("group", "as the paper"),
         loss_type=("dapo", "ours, as for toy"), group=(8, "ours"), prompts=(32, "ours: decoding costs little more for more answers"),
@@ -312,7 +312,7 @@ def train_grpo(
     rewards,                   # (reward functions, weights), from `make_rewards`
     out,                       # Folder for the trained model, its processor and the sampled completions
     mode:str="answer",         # "answer" or "think"
-    steps:int=150,             # Optimiser steps
+    steps:int=400,             # Optimiser steps
     prompts:int=12,            # Clips per step, in each process
     group:int=8,               # Answers per clip
     lr:float=7e-4,             # Peak learning rate; ours, for the toy decoder with all its weights trained

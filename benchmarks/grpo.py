@@ -43,7 +43,7 @@ PARTS = ("generation", "scoring", "loss", "backward")
 class Bench:
     "Clips with cached features, and contestants that take steps on them"
     def __init__(self, folder):
-        self.folder, self.rewards = Path(folder), make_rewards("acc+format", wheels=load_wheels(), penalty="p3+1", mode="answer")
+        self.folder, self.rewards = Path(folder), make_rewards("acc+format", wheels=load_wheels(), penalty=None, mode="answer")
         corpus = make_toy_corpus(self.folder/"corpus", preset="smoke", seed=0)
         captions, self.human = load_mer2025(corpus, "caption"), load_mer2025(corpus, "human")
         self.toy, self.processor = make_toy_model([target_text(r, "think") + r["subtitle"] for r in captions] + list(QUESTIONS.values()))
