@@ -122,7 +122,8 @@ def _train_tower(name, tower, features, x, k, targets, epochs, batch_size, lr, s
             optimizer.zero_grad(); step.backward(); nn.utils.clip_grad_norm_(params, 1.0)
             optimizer.step(); schedule.step()
             losses.append(step.item())
-        with torch.no_grad(): held = loss(torch.arange(len(x)-kept, len(x)), torch.arange(x.shape[1])).item()
+        with torch.no_grad():
+            held = sum(loss(i, torch.arange(x.shape[1])).item() * len(i) for i in torch.arange(len(x)-kept, len(x)).split(batch_size)) / kept
         history.append(dict(epoch=epoch, tower=name, loss=sum(losses)/len(losses), holdout=held))
     tower.eval().requires_grad_(False)
     return history
