@@ -73,7 +73,8 @@ def _clean(piece):
     while (shorter := _LEAD.sub("", piece)) != piece: piece = shorter
     return re.sub(" (?:and|or)$", "", piece).strip(" .:-_'")
 
-def _parse_lenient(x):
+def _pieces(x):
+    "Each label as often as it is written"
     if isinstance(x, np.ndarray): x = x.tolist()
     if _missing(x) or type(x).__name__ == "NAType": return []   # pandas' NA too
     if isinstance(x, (list, tuple, set, frozenset)): pieces = [s.lower().strip() for s in _strings(list(x))]
@@ -82,7 +83,9 @@ def _parse_lenient(x):
         if text.strip(" .,[]'\"\n") in _NOTHING: return []
         pieces = map(_clean, _SEPARATORS.split(_KEY.sub(",", text.lower().replace('"', " "))))
     else: raise ValueError(f"labels must be a string or a list of strings, not {_short(x)} ({type(x).__name__})")
-    return list(dict.fromkeys(p for p in pieces if any(map(str.isalpha, p))))
+    return [p for p in pieces if any(map(str.isalpha, p))]
+
+def _parse_lenient(x): return list(dict.fromkeys(_pieces(x)))
 
 # %% ../nbs/01_labels.ipynb #c012
 def parse_labels(
@@ -100,6 +103,7 @@ class Response:
     answer: str        # The text of the answer
     labels: list[str]  # The labels found in the answer
     well_formed: bool  # Does the reply keep to the format?
+    written: int       # How many labels it writes, each repeat counted
 
 # %% ../nbs/01_labels.ipynb #c022
 MODES = ("answer", "think")
@@ -130,7 +134,8 @@ def parse_response(
     once = all(text.count(tag) == (mode == "think" or "answer" in tag) for tag in _TAGS)   # first: with many tags the match is slow
     m = _FORMATS[mode].fullmatch(text) if once else None
     think, answer = map(str.strip, m.group("think", "answer") if m else _read_anyway(text))
-    return Response(think, answer, parse_labels(answer), bool(m and answer))
+    pieces = _pieces(answer)
+    return Response(think, answer, list(dict.fromkeys(pieces)), bool(m and answer), len(pieces))
 
 # %% ../nbs/01_labels.ipynb #c029
 QUESTIONS = {

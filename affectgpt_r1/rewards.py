@@ -73,29 +73,35 @@ def length_penalty(
     return factor if factor.ndim else factor.item()
 
 # %% ../nbs/10_rewards.ipynb #c023
+def _read(completion, mode):
+    text = completion_text(completion)
+    return parse_response(text if "<answer>" in text else "", mode)
+
+
 def answer_labels(
     completion,     # As trl gives it
     mode="answer",  # "answer" or "think"
 )->list[str]:
     "The emotion words inside `<answer>`; none where the tag is missing"
-    text = completion_text(completion)
-    return parse_response(text, mode).labels if "<answer>" in text else []
+    return _read(completion, mode).labels
 
 # %% ../nbs/10_rewards.ipynb #c024
-def _score(gold, words, wheels, penalty, measure="f"):
+def _score(gold, words, wheels, penalty, measure="f", n_words=None):
     "Score of each list of words against its gold, times the penalty; NaN where no wheel knows the gold"
+    n_words = list(map(len, words)) if n_words is None else n_words
     n_gold = [len({w.strip().lower() for w in g}) for g in gold]
-    factor = length_penalty(np.array(list(map(len, words))), np.array(n_gold), penalty)
+    factor = length_penalty(np.array(n_words), np.array(n_gold), penalty)
     if measure == "graded": return graded_scores(gold, words, wheels) * factor
     return ew_rewards(gold, words, wheels, measure=measure, undefined="nan") * factor
 
 def _rewards(scores): return [None if math.isnan(x) else x for x in scores.tolist()]   # None: does not apply
 
-def _log_answers(gold, words, wheels, log_metric):
-    "F without a penalty, and words per answer, as metrics of their own in trl's log"
+def _log_answers(gold, words, n_words, wheels, log_metric):
+    "F without a penalty, and words per answer, as metrics of their own in trl's log; `written` counts each repeat"
     f = ew_rewards(gold, words, wheels, undefined="nan")
     if not np.isnan(f).all(): log_metric("answer/f", float(np.nanmean(f)))
     log_metric("answer/words", float(np.mean(list(map(len, words)))))
+    log_metric("answer/written", float(np.mean(n_words)))
 
 
 def accuracy_reward(
@@ -107,9 +113,10 @@ def accuracy_reward(
     "Reward function: emotion-wheel score of the answer, times the length penalty"
     def reward(completions, labels, log_metric=None, **columns):
         gold = [parse_labels(x, strict=True) for x in labels]
-        words = [answer_labels(c, mode) for c in completions]
-        scores = _score(gold, words, wheels, penalty, measure)
-        if log_metric: _log_answers(gold, words, wheels, log_metric)
+        said = [_read(c, mode) for c in completions]
+        words, n_words = [r.labels for r in said], [r.written for r in said]
+        scores = _score(gold, words, wheels, penalty, measure, n_words)
+        if log_metric: _log_answers(gold, words, n_words, wheels, log_metric)
         return _rewards(scores)
     reward.__name__ = "accuracy" if measure == "f" else measure
     return reward
@@ -565,14 +572,14 @@ def reward_alarms(
     "Patterns in a run that mean trouble"
     rows = [r for r in log if "reward" in r]
     if len(rows) < 10: return {}   # too little to tell a trend from noise
-    length, f = _fifths(rows, "answer/words", "completions/mean_length"), _fifths(rows, "answer/f", "rewards/accuracy/mean")
+    length, f = _fifths(rows, "answer/written", "completions/mean_length"), _fifths(rows, "answer/f", "rewards/accuracy/mean")
     form, accuracy = (_fifths(rows, f"rewards/{c}/mean") for c in ("format", "accuracy"))
     clipped = _fifths(rows, "completions/clipped_ratio")
     longer = (length[-1] > 1.3*length) & (f[-1] <= f + .02)
     loose = (form[-1] <= form - .1) & (accuracy[-1] >= accuracy + .02)
     from_to = lambda curve, i: f"from {curve[i]:.2f} to {curve[-1]:.2f}"
     found, i, j = {}, longer.argmax(), loose.argmax()   # the first fifth for which it holds
-    unit = "words" if any("answer/words" in r for r in rows) else "tokens"
+    unit = "words" if any("answer/written" in r for r in rows) else "tokens"
     if longer.any(): found["padding"] = f"answers grew {from_to(length, i)} {unit}, F went {from_to(f, i)}"
     if loose.any(): found["format"] = f"format fell {from_to(form, j)}, accuracy rose {from_to(accuracy, j)}"
     if clipped[-1] >= .95: found["truncated"] = f"{clipped[-1]:.0%} of the completions are cut off"

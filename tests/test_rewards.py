@@ -111,16 +111,18 @@ def test_long_answers():
         assert len(answer) >= 10_000
         r, = accuracy_reward(wheels)([f"<answer>{answer}</answer>"], labels=[["happy"]])
         assert 0 <= r <= 1
-    assert r == 1.0   # one word, 1,500 times
+    assert r == pytest.approx(1/1500)   # one word, 1,500 times: right, and far too long
 
 
 def test_f_and_words_are_logged_beside_the_reward():
     logged = {}
     f = accuracy_reward(wheels, "p1", measure="recall")
     f([make_target(["happy", "angry"]), make_target(["sad"]), "?"], [["happy"], ["neutral"], ["sad"]], log_metric=logged.__setitem__)
-    assert logged == pytest.approx({"answer/f": (2/3 + 0)/2, "answer/words": 1.})
+    assert logged == pytest.approx({"answer/f": (2/3 + 0)/2, "answer/words": 1., "answer/written": 1.})
     logged.clear(); f([make_target(["sad"])], [["neutral"]], log_metric=logged.__setitem__)
-    assert logged == {"answer/words": 1.}
+    assert logged == {"answer/words": 1., "answer/written": 1.}
+    logged.clear(); f(["<answer>sad, sad, sad</answer>"], [["neutral"]], log_metric=logged.__setitem__)
+    assert logged == {"answer/words": 1., "answer/written": 3.}
 
 
 # emotion words in running text
@@ -543,7 +545,7 @@ def test_as_swift_calls_it():
 def run(n=60, **curves):
     "A log as trl writes it: each curve from its first value to its last, with noise, and a summary at the end"
     rng = np.random.default_rng(0)
-    names = dict(words="answer/words", tokens="completions/mean_length", f="answer/f", accuracy="rewards/accuracy/mean", format="rewards/format/mean", clipped="completions/clipped_ratio")
+    names = dict(words="answer/written", tokens="completions/mean_length", f="answer/f", accuracy="rewards/accuracy/mean", format="rewards/format/mean", clipped="completions/clipped_ratio")
     curves = dict(dict(words=(3, 3), f=(.4, .6), accuracy=(.4, .6), format=(.95, 1), clipped=(0, 0)), **curves)
     noise = lambda k: rng.normal(0, .02) * (10 if k in ("words", "tokens") else 1)
     log = [{"step": i, "reward": .5} | {names[k]: np.interp(i, np.linspace(0, n - 1, len(v)), v) + noise(k) for k, v in curves.items() if v} for i in range(n)]
@@ -571,6 +573,6 @@ def test_no_false_alarm():
     assert len(log) > 100 and reward_alarms(log) == {}
     assert reward_alarms([]) == {} and reward_alarms(run(8, words=(3, 10), f=(.6, .6))) == {}   # too short to tell
     assert reward_alarms([{k: np.nan if "/" in k else v for k, v in r.items()} for r in run()]) == {}
-    assert reward_alarms([{"reward": 0., "answer/words": 0., "answer/f": 0.}] * 20) == {}   # nothing said, nothing grown
+    assert reward_alarms([{"reward": 0., "answer/written": 0., "answer/f": 0.}] * 20) == {}   # nothing said, nothing grown
     padding = reward_alarms(run(words=(3, 10), f=(.6, .6)))["padding"]
     assert padding.startswith("answers grew from 3.") and "F went from 0.6" in padding
