@@ -48,6 +48,12 @@ def test_scores_are_those_of_their_sums(pairs):
     if any(value.values()): assert of_sums("WAF", value, word) == pytest.approx(sentiment_score(value, word).waf, abs=1e-12)
 
 
+def test_polarity_is_voted_on():
+    "By words, not by sectors: a second pleasant word counts, though it lies in the same sector"
+    assert polarity(["happy", "glad", "sad"], wheels) == "positive" and polarity(["glad", "furious", "nervous"], wheels) == "negative"
+    assert [polarity(x, wheels) for x in ([], ["zork"], ["happy", "sad"], ["surprised"])] == ["neutral"] * 4
+
+
 def test_answers_are_read_back(tmp_path):
     labels = {"a": ["happy", "self-conscious"], "b": [], "c": ["on cloud nine"]}
     for key in ("MELD", "SIMS"): write_answers(tmp_path, key, labels, wheels, checkpoint=7)
