@@ -45,7 +45,8 @@ def write_answers(
     "Write the answers to a set into the files that `unibench` reads"
     folder = Path(folder) / key.lower()
     folder.mkdir(parents=True, exist_ok=True)
-    def save(kind, items): np.savez(folder / f"checkpoint_{checkpoint:06d}-{kind}.npz", filenames=np.array(list(labels)), fileitems=np.array(items))
+    def save(kind, items):
+        np.savez(folder / f"checkpoint_{checkpoint:06d}-{kind}.npz", filenames=np.array(list(labels)), fileitems=np.array(items))
     save("openset", [f"[{', '.join(words)}]" for words in labels.values()])
     if UNIBENCH[key][3] == "WAF": save("openset-sentiment", [polarity(words, wheels) for words in labels.values()])
 
@@ -106,8 +107,8 @@ def unibench_draws(
     wheels, labels = wheels or load_wheels(), Path(labels)
     table, found = unibench(predictions, labels, wheels, checkpoint, protocol).table, {}
     for key, measure, number in zip(table["dataset"], table["measure"], table["checkpoint"]):
-        gold, said = _read_gold(_gold_file(labels, key), key), _read_answers(_answer_files(Path(predictions), key)[number])
-        columns = _columns(measure, gold, said, wheels)
+        said = _read_answers(_answer_files(Path(predictions), key)[number])
+        columns = _columns(measure, _read_gold(_gold_file(labels, key), key), said, wheels)
         found[key] = np.concatenate([_score(measure, c @ columns) for c in _draws(len(columns), draws, seed)])
         seed += 1   # the sets are drawn each for itself
     return table, found
@@ -119,7 +120,8 @@ def unibench_scores(
     "The table of MER-UniBench with 95 % intervals over clips"
     table, found = unibench_draws(predictions, labels, **how)
     found |= {"mean": np.mean(list(found.values()), 0)}
-    table = pd.concat([table, pd.DataFrame([dict(dataset="mean", measure=f"of {len(table)} sets", score=table["score"].mean())])], ignore_index=True)
+    mean = dict(dataset="mean", measure=f"of {len(table)} sets", score=table["score"].mean())
+    table = pd.concat([table, pd.DataFrame([mean])], ignore_index=True)
     low, high = np.quantile([found[key] for key in table["dataset"]], [.025, .975], axis=1)
     at = table.columns.get_loc("score") + 1
     table.insert(at, "low", low); table.insert(at + 1, "high", high)
@@ -135,9 +137,12 @@ def unibench_difference(
     (ta, da), (tb, db) = (unibench_draws(x, labels, **how) for x in (a, b))
     if list(da) != list(db): raise ValueError(f"the systems answered different sets: {', '.join(da)} and {', '.join(db)}")
     score = dict(zip(ta["dataset"], tb["score"] - ta["score"])) | {"mean": tb["score"].mean() - ta["score"].mean()}
-    found = {key: db[key] - da[key] for key in da} | {"mean": np.mean(list(db.values()), 0) - np.mean(list(da.values()), 0)}
-    def p(d): return min(1., 2*(1 + min((d <= 0).sum(), (d >= 0).sum())) / (len(d) + 1))
-    return pd.DataFrame([dict(dataset=key, difference=score[key], low=np.quantile(d, .025), high=np.quantile(d, .975), p=p(d)) for key, d in found.items()])
+    found = {key: db[key] - da[key] for key in da}
+    found["mean"] = np.mean(list(found.values()), 0)
+    def row(d):
+        low, high = np.quantile(d, [.025, .975])
+        return dict(low=low, high=high, p=min(1., 2*(1 + min((d <= 0).sum(), (d >= 0).sum())) / (len(d) + 1)))
+    return pd.DataFrame([dict(dataset=key, difference=score[key], **row(d)) for key, d in found.items()])
 
 # %% ../nbs/12b_benchmark.ipynb #b036
 _AGPT, _LIGHT, _R1 = "AffectGPT, arXiv 2501.16566", "Light-MER, arXiv 2607.12787", "AffectGPT-R1, arXiv 2508.01318"
@@ -186,7 +191,8 @@ def group_scores(
     wheels=None,  # From `load_wheels`; the built-in ones by default
 )->pd.DataFrame:  # One row a group: clips, f, low, high, precision, recall, words
     "Emotion-wheel scores of groups of clips, with 95 % intervals"
-    if lacking := [n for n in gold if n not in groups]: raise KeyError(f"no group for {len(lacking)} of {len(gold)} clips: {', '.join(lacking[:10])}")
+    if lacking := [n for n in gold if n not in groups]:
+        raise KeyError(f"no group for {len(lacking)} of {len(gold)} clips: {', '.join(lacking[:10])}")
     wheels, rows = wheels or load_wheels(), {}
     for group in sorted({groups[n] for n in gold}):
         g, q = ({n: x[n] for n in gold if groups[n] == group} for x in (gold, pred))
@@ -198,7 +204,8 @@ def group_scores(
 def _named(answers, wheels, wheel):
     "Which sectors of a wheel each answer names: [answers, sectors]"
     sectors = wheels.sectors(wheel)
-    return np.array([[c in found for c in sectors] for found in ({wheels.cluster(w, wheel) for w in words} for words in answers)])
+    found = [{wheels.cluster(w, wheel) for w in words} for words in answers]
+    return np.array([[c in named for c in sectors] for named in found])
 
 # %% ../nbs/12b_benchmark.ipynb #b053
 def sector_scores(
@@ -223,9 +230,10 @@ def sector_confusion(
     "Which sector is taken for which on a wheel"
     wheels = wheels or load_wheels()
     g, q = (_named([x[n] for n in gold], wheels, wheel) for x in (gold, pred))
-    sectors = wheels.sectors(wheel)
-    asked = np.array([[g[:, i] & (~g[:, j] | (i == j)) for j in range(len(sectors))] for i in range(len(sectors))])   # [row, column, clip]
+    here = range(g.shape[1])
+    asked = np.array([[g[:, i] & (~g[:, j] | (i == j)) for j in here] for i in here])   # [row, column, clip]
     with np.errstate(invalid="ignore"): shares = (asked & q.T).sum(-1) / asked.sum(-1)
+    sectors = wheels.sectors(wheel)
     return pd.DataFrame(shares, index=pd.Index(sectors, name="gold"), columns=pd.Index(sectors, name="answer"))
 
 # %% ../nbs/12b_benchmark.ipynb #b060
@@ -241,7 +249,8 @@ def label_confidence(
         for label, p in predictions[name].probabilities.items():
             q = wheels.encode([label])
             both = (g > 0) & (q > 0)
-            if p is not None and both.any(): rows.append(dict(name=name, label=label, probability=p, right=float(((g & q) > 0)[both].mean())))
+            if p is not None and both.any():
+                rows.append(dict(name=name, label=label, probability=p, right=float(((g & q) > 0)[both].mean())))
     return pd.DataFrame(rows, columns=["name", "label", "probability", "right"])
 
 

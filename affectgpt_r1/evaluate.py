@@ -231,7 +231,8 @@ def best_of(
     f = ew_rewards([gold[name] for name in table["name"]], labels, wheels, undefined="nan")
     f = np.sort(f.reshape(table["name"].nunique(), -1))   # [clips, answers], worst first; a clip without a score is left out
     n = f.shape[1]
-    return pd.Series({k: float(np.nanmean(f @ [comb(i, k - 1) / comb(n, k) for i in range(n)])) for k in range(1, n + 1)}, name="best F")
+    def best(k): return float(np.nanmean(f @ [comb(i, k - 1) / comb(n, k) for i in range(n)]))
+    return pd.Series({k: best(k) for k in range(1, n + 1)}, name="best F")
 
 # %% ../nbs/12_evaluate.ipynb #c040g
 LABELS_QUESTION = ("Here is a description of a person in a video. Which emotions does it ascribe to the person? Answer with nothing but "
@@ -262,13 +263,16 @@ class EndpointLabels:
         return parse_labels(self.known[key])
 
     def _ask(self, text):
-        body = dict(model=self.model, temperature=0, max_tokens=128, messages=[dict(role="user", content=LABELS_QUESTION.format(text=text))])
+        messages = [dict(role="user", content=LABELS_QUESTION.format(text=text))]
+        body = dict(model=self.model, temperature=0, max_tokens=128, messages=messages)
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply: return str(json.load(reply)["choices"][0]["message"]["content"])
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                return str(json.load(reply)["choices"][0]["message"]["content"])
         except (OSError, ValueError, LookupError, TypeError) as e:
-            raise ValueError(f"{self.url}: no usable reply ({e}); {len(self.known)} answers are kept in {self.cache}: mend it and run again") from None
+            raise ValueError(f"{self.url}: no usable reply ({e}); {len(self.known)} answers are kept in {self.cache}: "
+                             "see to the server and run again") from None
 
 # %% ../nbs/12_evaluate.ipynb #c042
 def frequent_words(

@@ -48,11 +48,19 @@ def test_scores_are_those_of_their_sums(pairs):
     if any(value.values()): assert of_sums("WAF", value, word) == pytest.approx(sentiment_score(value, word).waf, abs=1e-12)
 
 
+def test_polarity_is_voted_on():
+    "By words, not by sectors: a second pleasant word counts, though it lies in the same sector"
+    assert polarity(["happy", "glad", "sad"], wheels) == "positive" and polarity(["glad", "furious", "nervous"], wheels) == "negative"
+    assert [polarity(x, wheels) for x in ([], ["zork"], ["happy", "sad"], ["surprised"])] == ["neutral"] * 4
+
+
 def test_answers_are_read_back(tmp_path):
     labels = {"a": ["happy", "self-conscious"], "b": [], "c": ["on cloud nine"]}
     for key in ("MELD", "SIMS"): write_answers(tmp_path, key, labels, wheels, checkpoint=7)
-    assert _read_answers(tmp_path/"meld/checkpoint_000007-openset.npz") == {"a": "[happy, self-conscious]", "b": "[]", "c": "[on cloud nine]"}
-    assert _read_answers(tmp_path/"sims/checkpoint_000007-openset-sentiment.npz") == {"a": "neutral", "b": "neutral", "c": "positive"}   # two words that cancel out; none; one
+    words = _read_answers(tmp_path/"meld/checkpoint_000007-openset.npz")
+    assert words == {"a": "[happy, self-conscious]", "b": "[]", "c": "[on cloud nine]"}
+    polarities = _read_answers(tmp_path/"sims/checkpoint_000007-openset-sentiment.npz")
+    assert polarities == {"a": "neutral", "b": "neutral", "c": "positive"}   # two words that cancel out; none; one
     assert not (tmp_path/"meld/checkpoint_000007-openset-sentiment.npz").exists()
 
 
@@ -92,7 +100,8 @@ def test_one_call(corpus, tmp_path):
     out = answered("<answer>happy, sad, angry</answer>", corpus, tmp_path/"a", checkpoint=3)
     scores = unibench_scores(out, corpus, draws=20).set_index("dataset")
     hits = scores[scores["measure"] == "hit rate"]
-    assert hits["score"].tolist() == hits["constant"].tolist() and scores["checkpoint"].dropna().eq(3).all() and list(scores.index) == [*UNIBENCH, "mean"]
+    assert list(scores.index) == [*UNIBENCH, "mean"] and scores["checkpoint"].dropna().eq(3).all()
+    assert hits["score"].tolist() == hits["constant"].tolist()
     answered("another answer", corpus, tmp_path/"a", checkpoint=3)   # the weights are the same, and so it is not asked
     assert unibench_scores(out, corpus, draws=20).set_index("dataset").equals(scores)
 
@@ -102,7 +111,8 @@ def test_differences(corpus, tmp_path):
     b = answered("<answer>happy, sad, angry, worried</answer>", corpus, tmp_path/"b")
     d, there, back = (unibench_difference(*x, corpus, draws=100).set_index("dataset") for x in ((a, a), (a, b), (b, a)))
     assert not d[["difference", "low", "high"]].any(axis=None) and (d["p"] == 1).all()
-    assert there["difference"].values == pytest.approx(-back["difference"].values) and there["low"].values == pytest.approx(-back["high"].values, abs=.02)
+    assert there["difference"].values == pytest.approx(-back["difference"].values)
+    assert there["low"].values == pytest.approx(-back["high"].values)
     table = [unibench(x, corpus).table.set_index("dataset")["score"] for x in (a, b)]
     assert there.loc["MELD", "difference"] == pytest.approx(table[1]["MELD"] - table[0]["MELD"])
     few = answered("<answer>happy</answer>", corpus, tmp_path/"few", sets=["MELD"])
@@ -137,7 +147,8 @@ def test_calibration():
     gold = {str(i): ["happy"] for i in range(10)}
     said = {n: SimpleNamespace(probabilities={"glad" if int(n) < 7 else "sad": .7, "zork": .9}) for n in gold}
     table = label_confidence(gold, said, wheels)
-    assert len(table) == 10 and calibration(table).loc[:, "right"].item() == pytest.approx(.7) and calibration_error(table) == pytest.approx(0)
+    assert len(table) == 10 and calibration(table)["right"].item() == pytest.approx(.7)
+    assert calibration_error(table) == pytest.approx(0)
     assert calibration_error(table.assign(probability=1.)) == pytest.approx(.3)
 
 
