@@ -16,7 +16,7 @@ import pandas as pd
 from tools.notebooks import ROOT
 
 OUT = ROOT/"nbs/results"
-LOGGED = ["step", "reward", "rewards/accuracy/mean", "rewards/format/mean", "completions/mean_length", "frac_reward_zero_std", "entropy", "loss"]
+LOGGED = ["step", "reward", "rewards/accuracy/mean", "rewards/format/mean", "words", "completions/mean_length", "frac_reward_zero_std", "entropy", "loss"]
 PACKAGES = ("torch", "transformers", "trl", "numpy")
 
 

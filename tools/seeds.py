@@ -3,9 +3,9 @@
     for s in 0 1 2 3 4; do make tutorial ARGS="--seed $s --run-dir runs/answer$s"; done
     python -m tools.seeds runs/answer0 runs/answer1 runs/answer2 runs/answer3 runs/answer4
 
-For each run folder: the cold start is fine-tuned on the human split, with the rate and the number of epochs that do best on a fifth of that
-split that is held out, then with these on the whole of it; cold start, SFT and GRPO answer the test clips, greedily and sampled (temperature 1,
-top-p 0.9). The test clips choose nothing. Called again after an interruption, it goes on where it was.
+The cold start of each run is fine-tuned on its human split, with the rate and the number of epochs that do best over all runs on a fifth of that
+split that is held out; then cold start, SFT and GRPO answer the test clips, greedily and sampled (temperature 1, top-p 0.9). The test clips choose
+nothing. Called again after an interruption, it goes on where it was.
 """
 import argparse
 import json
@@ -61,21 +61,18 @@ class Run:
             cold_start(start, self.processor, rows, out, mode=self.mode, seed=self.seed, **settings)
         return AutoModelForCausalLM.from_pretrained(out)
 
-    def sft(self):
-        "The best of `GRID` on clips held out of the human split, trained on all of it; and what was tried"
+    def held_out(self):
+        "EW F of each setting of `GRID` on a fifth of the human clips, trained on the others"
         order = np.random.default_rng(self.seed).permutation(len(self.human))
         held, rest = (self.human.select(sorted(i)) for i in np.split(order, [len(order) // 5]))
-        gold, tried = dict(zip(held["name"], held["labels"])), []
-        for i, settings in enumerate(GRID):
-            model = self.train_sft(rest, self.folder/f"seeds/sft-{i}", settings)
-            tried.append(settings | dict(held_out_ew_f=score_predictions(gold, self.replies(model, held, "greedy"), self.wheels, self.mode)["ew_f"]))
-        best = max(range(len(GRID)), key=lambda i: tried[i]["held_out_ew_f"])
-        self.train_sft(self.human, self.folder/"sft", GRID[best])
-        return dict(chosen=GRID[best], tried=tried, held_out=len(held))
+        gold = dict(zip(held["name"], held["labels"]))
+        models = [self.train_sft(rest, self.folder/f"seeds/sft-{i}", settings) for i, settings in enumerate(GRID)]
+        return [score_predictions(gold, self.replies(m, held, "greedy"), self.wheels, self.mode)["ew_f"] for m in models]
 
-    def record(self):
-        "Scores of all stages on the test clips, and the paired bootstrap between them"
-        settings, gold = self.sft(), dict(zip(self.test["name"], self.test["labels"]))
+    def record(self, settings):
+        "Scores of all stages on the test clips, and the paired bootstrap between them; the cold start is fine-tuned with `settings`"
+        self.train_sft(self.human, self.folder/"sft", settings)
+        gold = dict(zip(self.test["name"], self.test["labels"]))
         scores, labels = {}, {}
         for stage in ("cold_start", "sft", "grpo"):
             model = self.model(stage)
@@ -86,7 +83,7 @@ class Run:
         within = {f"{b} - {a}, {kind}": ew_difference(gold, labels[a, kind], labels[b, kind], wheels=self.wheels, seed=self.seed)
                   for a, b in PAIRS for kind in KINDS}
         return dict(
-            seed=self.seed, preset=self.preset, mode=self.mode, test_clips=len(gold), sft=settings, stages=scores,
+            seed=self.seed, preset=self.preset, mode=self.mode, test_clips=len(gold), stages=scores,
             constant=constant_baseline(self.human["labels"], gold, self.wheels)["ew_f"],
             bootstrap={pair: dict(difference=d.difference, low=d.low, high=d.high) for pair, d in within.items()})
 
@@ -101,9 +98,13 @@ def over_seeds(records):
     return result
 
 
-def main(runs, out):
-    records = [Run(folder).record() for folder in runs]
-    result = made_by(f"python -m tools.seeds {' '.join(runs)}") | dict(differences=over_seeds(records), runs=records)
+def main(folders, out):
+    runs = [Run(folder) for folder in folders]
+    held_out = np.array([run.held_out() for run in runs])
+    chosen = GRID[held_out.mean(0).argmax()]
+    records = [run.record(chosen) for run in runs]
+    sft = dict(chosen=chosen, tried=[settings | dict(held_out_ew_f=f.tolist()) for settings, f in zip(GRID, held_out.T)])
+    result = made_by(f"python -m tools.seeds {' '.join(folders)}") | dict(differences=over_seeds(records), sft=sft, runs=records)
     out.write_text(json.dumps(result, indent=1, default=lambda x: x.tolist()) + "\n")
     for r in records:
         print(f"seed {r['seed']}:", *(f"{stage} {s['greedy']['ew_f']:.3f} / {s['sampled']['ew_f']:.3f}" for stage, s in r["stages"].items()), sep="  ")
