@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from affectgpt_r1.data import load_mer2025, read_npz
 from affectgpt_r1.labels import parse_labels, parse_response
 from affectgpt_r1.media import read_faces, read_subtitle, read_waveform
-from affectgpt_r1.metrics import _read_answers, _read_openset, ew_rewards, ew_score, hit_rate
+from affectgpt_r1.metrics import _read_answers, _read_openset, ew_rewards, ew_score
 from affectgpt_r1.wheels import _read_format_csv, _sheet, load_wheels
 
 ASKED = os.environ.get("FUZZ_EXAMPLES")
