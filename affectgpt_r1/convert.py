@@ -8,6 +8,7 @@ __all__ = ['RELEASED', 'FUSION', 'DECODER', 'add_tokens', 'load_parts', 'release
 
 # %% ../nbs/07b_convert.ipynb #v003
 import pickle
+import zipfile
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModelWithProjection, HubertModel, Wav2Vec2FeatureExtractor
@@ -97,12 +98,14 @@ def read_released(
     path,       # A `.pth` of the authors
 )->dict:        # Tensors by the authors' names
     "The weights in a released file; nothing in it is executed"
+    with open(path, "rb") as f:
+        if not zipfile.is_zipfile(f): raise ValueError(f"{path}: is no file that `torch.save` writes, or only a part of one; fetch it again")
     try: file = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise ValueError(f"{path}: holds more than tensors and plain containers, and was not opened ({str(e).splitlines()[0]})") from e
-    if not isinstance(file, dict) or "model" not in file:
-        raise ValueError(f"{path}: holds no entry 'model'; is it a checkpoint of AffectGPT?")
-    return file["model"]
+    state = file.get("model") if isinstance(file, dict) else None
+    if not isinstance(state, dict): raise ValueError(f"{path}: holds no entry 'model' with weights; is it a checkpoint of AffectGPT?")
+    return state
 
 
 def check_released(
@@ -110,11 +113,13 @@ def check_released(
     wanted:dict,    # The same of the model that they are for
     path,           # Where they come from, for the message
 ):
-    "Raises one ValueError that names what is missing, too much, or of another shape"
+    "Raises one ValueError that names what is missing, too much, of another shape, or holds what is no number"
+    odd = {name for name, x in state.items() if not (torch.is_tensor(x) and x.is_floating_point() and x.isfinite().all())}
     faults = [f"{name}: is missing" for name in wanted if name not in state]
     faults += [f"{name}: is not known here" for name in state if name not in wanted]
     faults += [f"{name}: has shape {tuple(x.shape)}, the model {tuple(wanted[name].shape)}"
-               for name, x in state.items() if name in wanted and x.shape != wanted[name].shape]
+               for name, x in state.items() if name in wanted and name not in odd and x.shape != wanted[name].shape]
+    faults += [f"{name}: is no tensor of finite floating-point numbers" for name in state if name in wanted and name in odd]
     if len(faults) > 10: faults[10:] = [f"and {len(faults) - 10} more"]
     if faults: raise ValueError("\n- ".join([f"{path}: does not fit this model, nothing was loaded", *faults]))
 
@@ -135,7 +140,7 @@ def load_released(
 ):              # peft's model: the same with the file's adapters and fusion
     "Put a released file into a model, all of it or nothing"
     from peft import get_peft_model
-    adapted, state = get_peft_model(model, lora_config()).eval(), read_released(path)
+    state, adapted = read_released(path), get_peft_model(model, lora_config()).eval()
     check_released(state, released_state(adapted), path)
     ours = {name: state[released] for name in adapted.state_dict() if (released := released_name(name))}
     adapted.load_state_dict(ours, strict=False)

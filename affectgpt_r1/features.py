@@ -92,6 +92,7 @@ def train_towers(
     pieces = torch.cat([b["input_values"][:, ::7] for b in media])  # the first and the last
     there = torch.cat([b["media_mask"] for b in media]).T           # a tower learns from the clips that have its modality
     targets = sector_targets(dataset["labels"], wheels)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     towers, history = model.model, []
     for name, tower, features, x, k, has in [("vision", towers.vision_tower, frame_features, frames, 3, there[0]),
                                              ("audio", towers.audio_tower, piece_features, pieces, 1, there[1])]:
@@ -101,17 +102,17 @@ def train_towers(
 
 
 def _train_tower(name, tower, features, x, k, targets, epochs, batch_size, lr, seed, holdout):
-    "One tower with a linear head on the mean of `k` of its views of each clip"
+    "One tower with a linear head on the mean of `k` of its views of each clip; the clips move to the tower batch by batch"
     torch.manual_seed(seed)
-    kept = max(1, round(len(x) * holdout))
-    with torch.no_grad(): head = nn.Linear(features(tower, x[:1, :1]).shape[-1], targets.shape[1])
+    kept, device = max(1, round(len(x) * holdout)), tower.device
+    with torch.no_grad(): head = nn.Linear(features(tower, x[:1, :1].to(device)).shape[-1], targets.shape[1]).to(device)
     tower.train().requires_grad_(True)
     params = [*tower.parameters(), *head.parameters()]
     steps = epochs * -(-(len(x)-kept) // batch_size)
     optimizer = torch.optim.AdamW(params, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     def loss(i, views): return nn.functional.binary_cross_entropy_with_logits(
-        head(features(tower, x[i][:, views]).mean(1)), targets[i])
+        head(features(tower, x[i][:, views].to(device)).mean(1)), targets[i].to(device))
 
     history = []
     for epoch in tqdm(range(epochs), desc=f"{name} tower", unit="epoch"):

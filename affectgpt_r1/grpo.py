@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'LONGEST', 'group_advantages', 'clipped_loss', 'average', 'kl_estimate', 'grpo_loss', 'token_logps',
-           'check_media', 'Start', 'AffectGRPOTrainer', 'grpo_rows', 'training_settings', 'watched', 'held_out_score',
-           'HeldOutTrainer', 'cycle', 'train_grpo', 'plan_memory', 'read_completions']
+           'check_media', 'Start', 'answer_scores', 'AffectGRPOTrainer', 'grpo_rows', 'training_settings', 'watched',
+           'held_out_score', 'HeldOutTrainer', 'cycle', 'train_grpo', 'plan_memory', 'read_completions']
 
 # %% ../nbs/11_grpo.ipynb #c003
 import math
@@ -132,6 +132,18 @@ class Start(TrainerCallback):
         while not hasattr(sampler, "mini_repeat_count"): sampler = getattr(sampler, "batch_sampler", None) or sampler.sampler
         for _ in range(int((state.epoch or 0) + 1e-6)): torch.randperm(sampler.num_samples, generator=sampler.generator)
 
+# %% ../nbs/11_grpo.ipynb #g029
+def answer_scores(
+    model,        # The policy
+    places:int,   # Length of the longest answer, and one before it
+    media:dict,   # Tensors of the clips, one row per sequence
+    labels=None,  # [batch, length] trl's targets, where its head scores by itself
+    **inputs      # What else trl gives to the model
+):                # What the model returns, for the last `places` only
+    "The forward pass of trl's loss: with the clips, and without scores for the prompt"
+    if labels is not None: inputs["labels"] = labels[:, -places:]
+    return model(**inputs | media | dict(logits_to_keep=places))
+
 # %% ../nbs/11_grpo.ipynb #c020
 class AffectGRPOTrainer(GRPOTrainer):
     "trl's `GRPOTrainer` with the clip's tensors kept beside each answer, from sampling to loss"
@@ -162,7 +174,7 @@ class AffectGRPOTrainer(GRPOTrainer):
             rows = slice(start, start + size)
             media = {k: v[rows] for k, v in self._media.items()}
             parts.append(super()._get_per_token_logps_and_entropies(
-                partial(model, **media), input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs))
+                partial(answer_scores, model, logits_to_keep + 1, media), input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs))
         return tuple(None if x[0] is None else torch.cat(x) if x[0].dim() else torch.stack(x).mean() for x in zip(*parts))
 
 # %% ../nbs/11_grpo.ipynb #c021
@@ -196,8 +208,8 @@ TRAINING = dict(
     paper_think=_PAPER | dict(mode=("think", "paper: the form with a thought first"), max_new_tokens=(512, "ours; 32 to 1,024 in re-implementations")),
     toy=dict(
         mode=("answer", "ours"), beta=(0., "as the paper"), epsilon=(0.2, "as the paper"), scale_rewards=("group", "as the paper"),
-        loss_type=("dapo", "ours: no bonus for long wrong answers"), group=(8, "ours"), prompts=(12, "ours, tried out on toy seeds 0 and 1"),
-        lr=(7e-4, "ours, the same"), steps=(150, "ours, the same"), temperature=(1., "ours"), max_new_tokens=(24, "ours"), save_every=(50, "ours")),
+        loss_type=("dapo", "ours: no bonus for long wrong answers"), group=(8, "ours"), prompts=(12, "ours, tried out on toy corpora"),
+        lr=(7e-4, "ours, the same"), steps=(400, "ours, the same"), temperature=(1., "ours"), max_new_tokens=(24, "ours"), save_every=(50, "ours")),
     small=dict(
         mode=("answer", "ours"), beta=(0., "as the paper"), epsilon=(0.2, "as the paper"), scale_rewards=("group", "as the paper"),
         loss_type=("dapo", "ours, as for toy"), group=(8, "ours"), prompts=(32, "ours: decoding costs little more for more answers"),
@@ -300,7 +312,7 @@ def train_grpo(
     rewards,                   # (reward functions, weights), from `make_rewards`
     out,                       # Folder for the trained model, its processor and the sampled completions
     mode:str="answer",         # "answer" or "think"
-    steps:int=150,             # Optimiser steps
+    steps:int=400,             # Optimiser steps
     prompts:int=12,            # Clips per step, in each process
     group:int=8,               # Answers per clip
     lr:float=7e-4,             # Peak learning rate; ours, for the toy decoder with all its weights trained

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POLARITY', 'EWResult', 'EWScore', 'ew_score', 'ew_rewards', 'ew_interval', 'EWDifference', 'ew_difference',
-           'MER2025Result', 'mer2025_score', 'OVMERResult', 'ovmer_score', 'HitRateResult', 'hit_rate',
+           'seed_interval', 'MER2025Result', 'mer2025_score', 'OVMERResult', 'ovmer_score', 'HitRateResult', 'hit_rate',
            'SentimentResult', 'sentiment_score', 'UniBenchResult', 'unibench']
 
 # %% ../nbs/03_metrics.ipynb #c003
@@ -316,6 +316,18 @@ def ew_difference(
     draws = np.subtract(*_bootstrap(n, seed, *systems)[::-1])
     p = min(1., 2*(1 + min((draws <= 0).sum(), (draws >= 0).sum())) / (n + 1))   # never 0: a draw more could be the first
     return EWDifference(float(f_b - f_a), *np.quantile(draws, [.025, .975]).tolist(), float(p), wheels.version, wheels.fingerprint)
+
+# %% ../nbs/03_metrics.ipynb #d002
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # quantile .975 of Student's t, 1 to 9 degrees of freedom
+
+def seed_interval(
+    differences,  # One number for each of 2 to 10 seeds
+)->tuple[float, float, float]:
+    "Their mean, and the low and high end of its 95 % interval by Student's t"
+    d = np.asarray(differences, float)
+    if not 2 <= len(d) <= len(_T95) + 1: raise ValueError(f"an interval takes 2 to {len(_T95) + 1} seeds, not {len(d)}")
+    half = _T95[len(d) - 2] * d.std(ddof=1) / np.sqrt(len(d))
+    return d.mean().item(), (d.mean() - half).item(), (d.mean() + half).item()
 
 # %% ../nbs/03_metrics.ipynb #c055
 @dataclass(frozen=True, repr=False)

@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from statistics import median
+from unittest import mock
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,6 +26,7 @@ from transformers import PrinterCallback, Qwen2ForCausalLM, TrainerCallback
 from transformers.utils import logging as hf_logging
 from trl import GRPOConfig, GRPOTrainer
 
+from affectgpt_r1 import grpo
 from affectgpt_r1.coldstart import machine_settings, target_text
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.features import FeatureCache
@@ -43,7 +44,7 @@ PARTS = ("generation", "scoring", "loss", "backward")
 class Bench:
     "Clips with cached features, and contestants that take steps on them"
     def __init__(self, folder):
-        self.folder, self.rewards = Path(folder), make_rewards("acc+format", wheels=load_wheels(), penalty="p3+1", mode="answer")
+        self.folder, self.rewards = Path(folder), make_rewards("acc+format", wheels=load_wheels(), penalty=None, mode="answer")
         corpus = make_toy_corpus(self.folder/"corpus", preset="smoke", seed=0)
         captions, self.human = load_mer2025(corpus, "caption"), load_mer2025(corpus, "human")
         self.toy, self.processor = make_toy_model([target_text(r, "think") + r["subtitle"] for r in captions] + list(QUESTIONS.values()))
@@ -216,6 +217,9 @@ def speedups(bench, rounds, steps):
     result["each clip decoded once, without a cache"] = raw_each / raw_once
     how = dict(prompts=12, group=8, tokens=24, steps=steps)
     r = best({"whole": lambda: bench.ours(**how), **{str(m): (lambda m=m: bench.ours(**how, micro=m)) for m in (8, 16, 32)}}, rounds)
+    def everywhere(model, places, media, **inputs): return model(**inputs | media)
+    with mock.patch.object(grpo, "answer_scores", everywhere): before = best({"": lambda: bench.ours(**how)}, rounds)[""]
+    result["the head asked for the answer only, not for the prompt (whole step)"] = before["step"] / r["whole"]["step"]
     for m in ("8", "16", "32"): result[f"micro-batches of {m}, not 96 at once"] = r["whole"]["step"] / r[m]["step"]
     model = bench.model().eval()
     inputs = bench.processor.apply_chat_template(chats, tokenize=True, return_dict=True, add_generation_prompt=True, padding=True, return_tensors="pt")

@@ -161,13 +161,14 @@ def test_converted_logits_are_those_of_the_formulas(released, parts):
 
 
 def test_there_and_back_and_through_a_native_checkpoint(released, parts, tmp_path):
-    model = load_released(copy.deepcopy(released["base"]), released["path"])
+    model, _ = from_released(released["path"], **parts | dict(dtype=torch.bfloat16), frame=FRAME)
+    assert model.get_base_model().model.language_model.dtype == torch.bfloat16
     save_released(model, tmp_path / "back.pth")
     model.save_pretrained(tmp_path / "native")
     native = PeftModel.from_pretrained(load_parts(**parts, compat="affectgpt", frame=FRAME)[0], tmp_path / "native")
     for state in (read_released(tmp_path / "back.pth"), released_state(native)):
         assert state.keys() == released["state"].keys()
-        assert all(torch.equal(x, released["state"][name]) for name, x in state.items())
+        assert all(torch.equal(x, released["state"][name]) and x.dtype == torch.float32 for name, x in state.items())
 
 
 NAMES = ["fc_att.bias", "image_llama_proj.weight", "llama_model.base_model.model.model.layers.1.mlp.down_proj.lora_B.default.weight"]
@@ -192,6 +193,20 @@ def test_a_missing_a_renamed_and_a_misshapen_key_are_refused_by_name(released, t
     assert f"{name}: has shape (3, 3)" in load(lambda s: s.update({name: torch.zeros(3, 3)}))
 
 
+@pytest.mark.parametrize("value", [torch.tensor([1., float("nan")]), torch.tensor([1, 2]), [1., 2.]])
+def test_what_is_no_number_is_refused_by_name(released, tmp_path, value):
+    torch.save(dict(model=released["state"] | {"fc_att.bias": value}), tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match="odd.pth(.|\n)*- fc_att.bias: is no tensor of finite") as error: load_released(copy.deepcopy(released["base"]), tmp_path / "odd.pth")
+    assert str(error.value).count("\n- ") == 1
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b[:5000], lambda b: b"", lambda b: b"hello"])
+def test_a_file_that_did_not_arrive_whole_is_refused(released, tmp_path, change):
+    (tmp_path / "part.pth").write_bytes(change(released["path"].read_bytes()))
+    with pytest.raises(ValueError, match="part.pth: is no file that `torch.save` writes, or only a part"): read_released(tmp_path / "part.pth")
+    with pytest.raises(FileNotFoundError, match="nowhere.pth"): read_released(tmp_path / "nowhere.pth")
+
+
 def test_an_empty_file_is_refused_and_the_rest_is_counted(released, tmp_path):
     torch.save(dict(model={}), tmp_path / "empty.pth")
     with pytest.raises(ValueError, match="and 38 more"): load_released(copy.deepcopy(released["base"]), tmp_path / "empty.pth")
@@ -203,8 +218,9 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     torch.save(dict(model={}, config=Evil()), tmp_path / "evil.pth")
     with pytest.raises(ValueError, match="evil.pth: holds more than tensors"): read_released(tmp_path / "evil.pth")
     assert not (tmp_path / "was_here").exists()
-    torch.save([1], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="no entry 'model'"): read_released(tmp_path / "list.pth")
+    for content in ([1], {}, dict(model=[1])):
+        torch.save(content, tmp_path / "list.pth")
+        with pytest.raises(ValueError, match="no entry 'model'"): read_released(tmp_path / "list.pth")
 
 
 def test_only_an_adapted_released_model_has_a_way_back(released, parts, tmp_path):

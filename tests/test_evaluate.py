@@ -1,14 +1,20 @@
 """Evaluation: predictions that survive anything, and baselines and records that say what they should"""
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from affectgpt_r1.evaluate import (
-    constant_baseline, frequency_baseline, missing_keys, predict, score_predictions, summary_table, write_metrics)
+    EndpointLabels, best_of, constant_baseline, frequency_baseline, missing_keys, predict, read_labels, score_predictions, summary_table,
+    write_metrics)
 from affectgpt_r1.labels import make_target
 from affectgpt_r1.metrics import ew_score
 from affectgpt_r1.wheels import load_wheels
@@ -39,8 +45,13 @@ class Letters:
         return [" ".join(str(int(i)) for i in row if i > 1) for row in ids]
 
 
-@pytest.fixture(scope="module")
-def model():
+class Slow(Letters):
+    def apply_chat_template(self, chats, **kwargs):
+        time.sleep(.02)
+        return super().apply_chat_template(chats, **kwargs)
+
+
+def small_model():
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
     return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
@@ -48,10 +59,18 @@ def model():
         initializer_range=.5, pad_token_id=0, eos_token_id=1, bos_token_id=None)).train()
 
 
-def run(model, processor=None, **more): return predict(model, processor or Letters(), rows, prompt=prompt, batch_size=5, max_new_tokens=6, **more)
+@pytest.fixture(scope="module")
+def model(): return small_model()
 
 
-@pytest.mark.parametrize("how", [dict(), dict(sample=True, seed=3), dict(sample=True, shuffle_media=True)], ids=["greedy", "sampled", "shuffled"])
+def run(model, processor=None, batch_size=5, **more):
+    return predict(model, processor or Letters(), rows, prompt=prompt, batch_size=batch_size, max_new_tokens=6, **more)
+
+
+HOW = dict(greedy=dict(), sampled=dict(sample=True, seed=3), several=dict(sample=True, answers=3), shuffled=dict(sample=True, shuffle_media=True))
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
 def test_interrupted_equals_unbroken(model, tmp_path, how):
     whole = run(model, out=tmp_path / "whole.jsonl", **how)
     processor = Letters()
@@ -61,9 +80,57 @@ def test_interrupted_equals_unbroken(model, tmp_path, how):
     with open(tmp_path / "broken.jsonl", "ab") as f: f.write(b'{"name": "c15", "re')
     processor.fail_at = None
     again = run(model, processor, out=tmp_path / "broken.jsonl", **how)
-    assert again.equals(whole) and whole["name"].tolist() == [r["name"] for r in rows]
+    assert again.equals(whole) and whole["name"].tolist() == [r["name"] for r in rows for _ in range(how.get("answers", 1))]
     assert (tmp_path / "broken.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert run(model, Letters(), out=None, **how).equals(whole)
+
+
+def killed_runs(out, sizes):
+    "Runs of prediction, each killed when the file has so many bytes"
+    model = small_model()
+    for size in map(int, sizes):
+        child = os.fork()
+        if not child:
+            run(model, Slow(), out=out, **HOW["several"])
+            os._exit(0)
+        while not os.path.exists(out) or os.path.getsize(out) < size: time.sleep(.002)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it had ended before it was killed"
+
+
+def test_killed_at_three_random_points(model, tmp_path):
+    whole = run(model, out=tmp_path / "whole.jsonl", **HOW["several"])
+    written, out = (tmp_path / "whole.jsonl").read_bytes(), tmp_path / "killed.jsonl"
+    points = sorted(np.random.default_rng().integers(1, len(written) * .8, 3).tolist())
+    code = "import sys, test_evaluate; test_evaluate.killed_runs(sys.argv[1], sys.argv[2:])"   # a process of its own: it forks
+    env = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}", "TQDM_DISABLE": "1"}
+    subprocess.run([sys.executable, "-c", code, out, *map(str, points)], check=True, env=env)
+    left = out.read_bytes()
+    assert points[-1] <= len(left) < len(written)
+    assert run(model, out=out, **HOW["several"]).equals(whole) and out.read_bytes() == written
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_batches_do_not_matter(model, tmp_path, how, size):
+    run(model, out=tmp_path / "a.jsonl", **how)
+    run(model, out=tmp_path / "b.jsonl", batch_size=size, **how)
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+
+
+def test_samples_follow_the_probabilities(model):
+    "First tokens of 400 samples of one clip against the model's distribution, cut at top_p"
+    torch, n = pytest.importorskip("torch"), 400
+    table = predict(model, Letters(), rows[:1], prompt=prompt, max_new_tokens=1, sample=True, answers=n, batch_size=n)
+    chat = {k: v for k, v in Letters().apply_chat_template([prompt(rows[0], "answer")]).items()}
+    with torch.no_grad(): scores = model.eval()(**chat).logits[0, -1]
+    model.train()
+    scores[2] = -torch.inf   # the placeholder
+    p, order = scores.softmax(-1).sort(descending=True)
+    kept = order[p.cumsum(0) - p < .9]
+    wanted = torch.zeros(23).index_put((kept,), p[:len(kept)] / p[:len(kept)].sum())
+    found = torch.bincount(torch.tensor([int(t or 1) for t in table["reply"]]), minlength=23) / n   # an empty reply: the end, or padding
+    assert (found - wanted).abs()[2:].max() < .1 and not found[wanted == 0][2:].any()
 
 
 def test_any_cut_of_the_file(model, tmp_path):
@@ -95,8 +162,9 @@ def test_seeds_and_settings(model, tmp_path):
     assert run(model, seed=1).equals(run(model, seed=2))   # greedy
     for other in (dict(sample=True), dict(mode="think"), dict(shuffle_media=True)):
         with pytest.raises(ValueError, match="was made otherwise"): run(model, out=tmp_path / "a.jsonl", **other)
-    with pytest.raises(ValueError, match="batch_size is 5 there and 4 now"):
-        predict(model, Letters(), rows, prompt=prompt, batch_size=4, max_new_tokens=6, out=tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="max_new_tokens is 6 there and 7 now"):
+        predict(model, Letters(), rows, prompt=prompt, max_new_tokens=7, out=tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="2 greedy answers"): run(model, answers=2)
     with pytest.raises(ValueError, match="clips is"):
         predict(model, Letters(), rows[1:], prompt=prompt, batch_size=5, max_new_tokens=6, out=tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match="mode"): run(model, mode="thought")
@@ -117,6 +185,22 @@ def test_with_our_model(tmp_path):
     assert not plain.equals(predict(model, processor, rows, shuffle_media=True, **how))
     assert not any(x in t for t in plain["reply"] for x in ("<|im_end|>", "<|pad|>", "<video>", "assistant", "Subtitle"))
     assert set(predict(model, processor, rows[:2], mode="think", **how)["name"]) == {"c0", "c1"}
+
+
+def test_best_of_all_choices():
+    "The mean over all choices of k answers, made one by one"
+    words = ["happy", "sad", "angry, happy", "sad, happy, angry", "calm"]
+    table = pd.DataFrame([dict(name=n, reply=t) for n in ("a", "b") for t in words])
+    gold = dict(a=["happy"], b=["sad", "angry"])
+    f = {n: [ew_score([gold[n]], [t.split(", ")], wheels=wheels).per_wheel.f.mean() for t in words] for n in gold}
+    for k, value in best_of(gold, table, wheels).items():
+        assert value == pytest.approx(np.mean([max(c) for n in gold for c in itertools.combinations(f[n], k)]))
+
+
+def test_an_endpoint_that_is_away_is_an_error(tmp_path):
+    labels = EndpointLabels("http://localhost:9/v1", "reader", tmp_path / "labels.jsonl", timeout=1)
+    with pytest.raises(ValueError, match="localhost:9.*no usable reply.*0 answers are kept"): read_labels({"a": "happy"}, extract=labels)
+    assert not (tmp_path / "labels.jsonl").exists()
 
 
 def test_constant_baseline_finds_the_best_answer():

@@ -280,6 +280,27 @@ def test_a_tower_learns_from_the_clips_that_have_its_modality(human, monkeypatch
     assert seen == dict(vision=(7, 7), audio=(5, 5))
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+def test_towers_are_trained_where_the_other_stages_train(human, monkeypatch, gpu):
+    model, processor = make_toy_model(["some words"])
+    moves = []
+    monkeypatch.setattr(features.torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(model, "to", moves.append)
+    monkeypatch.setattr(features, "_train_tower", lambda *a: moves.append("trained") or [])
+    train_towers(model, processor, human.select(range(3)), load_wheels())
+    assert moves == ["cuda" if gpu else "cpu", "trained", "trained"]
+
+
+def test_clips_head_and_targets_follow_a_tower_to_its_device(monkeypatch):
+    "The device `meta` is another one than the CPU, and numbers of two devices do not meet"
+    monkeypatch.setattr(torch.Tensor, "item", lambda x: 1.)   # a loss there has no value
+    towers = make_toy_model(["some words"])[0].to("meta").model
+    for tower, encode, x in ((towers.vision_tower, features.frame_features, torch.zeros(6, 8, 3, 48, 48)),
+                             (towers.audio_tower, features.piece_features, torch.zeros(6, 2, 32000))):
+        log = features._train_tower("tower", tower, encode, x, 1, torch.zeros(6, 33), 2, 4, 1e-3, 0, .1)
+        assert len(log) == 2 and tower.device.type == "meta" and x.device.type == "cpu"
+
+
 def test_sector_targets_know_synonyms():
     happy, joyful, nothing = sector_targets([["happy"], ["joyful"], ["zork"]], load_wheels())
     assert torch.equal(happy, joyful) and happy.sum() == 5 and nothing.sum() == 0

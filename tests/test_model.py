@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="needs the `train` extra")
 
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, AutoProcessor, LogitsProcessor
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoProcessor, LogitsProcessor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import GRPOConfig
 
 from affectgpt_r1.coldstart import Collator, fit, machine_settings, quiet, target_text
@@ -78,9 +79,9 @@ def test_the_processor_keeps_its_settings(toy, tmp_path):
 def test_left_padded_rows_answer_as_they_would_alone(toy, human):
     model, processor = toy
     rows = sorted(human, key=lambda r: len(r["subtitle"]))
-    rows = [rows[0], rows[-1]]
+    rows = [rows[0], silent(rows[0]), {**rows[0], "video": ""}, rows[-1]]
     batch = ask(processor, rows)
-    assert batch["attention_mask"][0, 0] == 0  # the shorter one is padded, on the left
+    assert not batch["attention_mask"][:3, 0].any() and not batch["media_mask"].all()  # the shorter ones are padded, on the left
     with torch.no_grad():
         for i, row in enumerate(rows):
             assert torch.allclose(model(**batch).logits[i, -1], model(**ask(processor, [row])).logits[0, -1], atol=1e-4)
@@ -88,7 +89,7 @@ def test_left_padded_rows_answer_as_they_would_alone(toy, human):
 
 def test_generation_with_cache_equals_generation_without(toy, human):
     model, processor = toy
-    batch = ask(processor, human.select(range(3)))
+    batch = ask(processor, [human[0], silent(human[1]), human[2]])
     def write(use_cache): return model.generate(**batch, do_sample=False, max_new_tokens=8, use_cache=use_cache)
     assert torch.equal(write(True), write(False))
 
@@ -124,6 +125,27 @@ def test_a_prompt_without_its_placeholders_is_refused():
         splice(torch.zeros(1, 3, 4), torch.tensor([[9, 3, 4]]), torch.zeros(1, 3, 4), (3, 4, 5))
 
 
+@pytest.mark.parametrize("clips", [1, 3])
+def test_each_prompt_has_its_own_clip(toy, clips):
+    ids = torch.tensor([toy[1].placeholder_ids] * 2)
+    with pytest.raises(ValueError, match=f"{clips} clips were given for 2 prompts"):
+        toy[0](input_ids=ids, video_features=torch.zeros(clips, 8, 64), audio_features=torch.zeros(clips, 8, 64))
+
+
+def test_a_clip_is_given_once_and_with_its_prompt(toy, human):
+    model, processor = toy
+    batch = ask(processor, [human[0]])
+    features = dict(video_features=torch.zeros(1, 8, 64), audio_features=torch.zeros(1, 8, 64))
+    with pytest.raises(ValueError, match="given twice"): model(**batch, **features)
+    with pytest.raises(ValueError, match="media need `input_ids`"):
+        model(inputs_embeds=model.get_input_embeddings()(batch["input_ids"]), **features)
+
+
+@pytest.mark.parametrize("preset", ["big", "paper"])
+def test_only_small_models_are_made_from_scratch(preset):
+    with pytest.raises(ValueError, match=f"no preset '{preset}'.*load_parts"): make_model(["a b"], preset)
+
+
 def test_a_chat_is_about_one_clip(human):
     one, words = make_prompt(human[1]), [{"role": "user", "content": "no clip"}]
     assert clip_of(one + words)["video"] == human[1]["video"] and clip_of(words) is None
@@ -152,19 +174,32 @@ def test_attention_is_switched_in_every_part(toy, human, tmp_path):
     eager = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     inner = eager.model
     assert {m.config._attn_implementation for m in (inner.vision_tower, inner.audio_tower, inner.language_model)} == {"eager"}
+    asked = set()
+    def noted(module, *args, **kwargs): asked.add(type(module).__name__); return sdpa_attention_forward(module, *args, **kwargs)
+    AttentionInterface.register("noted", noted)  # as flash attention, any implementation that transformers knows
+    with torch.no_grad(): AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="noted")(**ask(processor, [human[0]]))
+    assert asked == {"CLIPAttention", "HubertAttention", "Qwen2Attention"}
     batch = ask(processor, human.select(range(2)))
     real = batch["attention_mask"].bool()  # what stands in the padding is nobody's
     with torch.no_grad(): assert torch.allclose(eager(**batch).logits[real], model(**batch).logits[real], atol=1e-4)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(human):
-    def gradients(checkpointing):
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradient_checkpointing_gives_the_same_loss_and_gradients(human, lora):
+    def learn(checkpointing):
         model, processor = make_toy_model([r["subtitle"] for r in human])
-        if checkpointing: model.activation_checkpointing_enable()
+        outer, ran = get_peft_model(model, lora_config()) if lora else model, []
+        if checkpointing: outer.activation_checkpointing_enable(); outer.enable_input_require_grads()  # the second is what peft asks of a trainer
+        model.model.language_model.layers[0].self_attn.register_forward_hook(lambda *_: ran.append(1))
         batch = processor.training_batch([make_prompt(r) for r in human.select(range(2))], ["<answer>happy</answer>"] * 2)
-        model.train()(**batch, use_cache=False).loss.backward()
-        return [p.grad for p in model.parameters() if p.requires_grad]
-    for a, b in zip(gradients(False), gradients(True)): assert torch.allclose(a, b, atol=1e-6)
+        loss = outer.train()(**batch, use_cache=False).loss
+        loss.backward()
+        towers = model.model.vision_tower, model.model.audio_tower
+        assert not any(t.training or p.grad is not None or p.requires_grad for t in towers for p in t.parameters())
+        return len(ran), loss, [p.grad for p in outer.parameters() if p.requires_grad]
+    (once, loss, plain), (twice, again, checked) = learn(False), learn(True)
+    assert (once, twice) == (1, 2) and torch.allclose(loss, again, atol=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, checked, strict=True))
 
 
 def test_merged_adapters_equal_unmerged_and_sit_in_the_decoder_only(toy, human):
@@ -317,6 +352,21 @@ def test_probability_of_a_label_is_the_product_over_its_tokens(toy):
         at += 1
     assert found["sad"] == pytest.approx(np.exp(logps[words[0]].sum())) and found["calm"] is None
     assert found["happy"] == pytest.approx(np.exp(logps[words[1]].sum()))
+
+
+def test_a_pair_with_adapters_is_saved_as_one_that_its_card_can_load(human, tmp_path):
+    model, processor = make_toy_model([r["subtitle"] for r in human])
+    adapted = get_peft_model(model, lora_config())
+    with torch.no_grad():
+        for p in adapted.parameters():
+            if p.requires_grad: p.add_(torch.randn_like(p), alpha=.05)
+    pair = AffectGPT(adapted, processor)
+    before = pair.predict(human[0], max_new_tokens=8)
+    pair.save_pretrained(tmp_path)
+    for after in (AffectGPT.from_pretrained(tmp_path), pair):
+        said = after.predict(human[0], max_new_tokens=8)
+        assert said.reply == before.reply and list(said.probabilities.values()) == pytest.approx(list(before.probabilities.values()), rel=1e-3)
+    assert "AffectGPT.from_pretrained" in (tmp_path / "README.md").read_text()
 
 
 def test_a_pair_that_does_not_belong_together_is_refused(toy):

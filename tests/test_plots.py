@@ -6,13 +6,16 @@ import warnings
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from affectgpt_r1.plots import (
-    COLORS, PANELS, clip_storyboard, running_mean, scores_with_intervals, set_style, training_curves, wheel_sunburst, words_per_answer)
+    COLORS, PANELS, ablation_bars, best_of_k, clip_storyboard, confusion_matrix, length_against_f, modality_matrix, running_mean,
+    scores_with_intervals, set_style, training_curves, unibench_bars, unibench_radar, wheel_sunburst, words_per_answer)
+from affectgpt_r1.metrics import UNIBENCH
 from affectgpt_r1.wheels import load_wheels
 
 wheels = load_wheels()
@@ -21,12 +24,25 @@ log = [{"step": i, **{key: float(rng.random()) for key, *_ in PANELS}} for i in 
 stages = dict(cold_start=dict(ew_f=.5, ci95=[.45, .55], ew_f_sampled=.4), grpo=dict(ew_f=.6, ci95=[.56, .64], ew_f_sampled=.58))
 baselines = dict(constant=dict(ew_f=.42, ci95=[.4, .44], labels=["happy"]), frequency=dict(ew_f=.3))
 frames, sound = rng.integers(0, 255, (8, 32, 32, 3), dtype=np.uint8), rng.uniform(-1, 1, 48_000)
+sectors = wheels.sectors("Plutchik")
+shares = pd.DataFrame(rng.random((8, 8)), sectors, sectors).mask(np.eye(8)[::-1] > 0)
+settings = {name: dict(f=f, low=f - .03, high=f + .03, seeds=f + rng.uniform(-.04, .04, 5)) for name, f in
+            {"cold start": .5, "acc+format": .66, "all five": .61, "acc+format, think first": .64, "p3+1": .65, "sft": .67}.items()}
+benchmark = {name: dict(zip(UNIBENCH, rng.uniform(40, 95, 9))) for name in ("AffectGPT", "AffectGPT, re-run by others", "ours")}
 DRAW = dict(
     training_curves=lambda: training_curves(log),
     scores_with_intervals=lambda: scores_with_intervals(stages, baselines),
     words_per_answer=lambda: words_per_answer({"a": ["x"], "b": ["x", "y"]}, dict(cold_start=[["x"] * 14, []], grpo=dict(a=["x"], b=["y"]))),
     wheel_sunburst=lambda: wheel_sunburst(wheels, "Roberts", ["happy", "worried"], ["glad", "angry", "zork"]),
-    clip_storyboard=lambda: clip_storyboard(frames, sound, 16000, "I am fine, thank you.", ["happy", "calm"], ["happy"]))
+    clip_storyboard=lambda: clip_storyboard(frames, sound, 16000, "I am fine, thank you.", ["happy", "calm"], ["happy"]),
+    storyboard_with_wheel=lambda: clip_storyboard(frames, sound, 16000, "Fine.", ["happy"], ["sad"], "The face is long. " * 12, wheels, "Willcox"),
+    ablation_bars=lambda: ablation_bars(settings, compare="acc+format"),
+    best_of_k=lambda: best_of_k(dict(cold_start={1: .5, 2: .6, 4: .7, 8: .72}, grpo={1: .66, 2: .7, 4: .72, 8: .73})),
+    length_against_f=lambda: length_against_f(dict(cold_start=[(2.3, .5), (2.6, .57)], grpo=[(1.9, .66)]), gold=3.),
+    confusion_matrix=lambda: confusion_matrix(shares),
+    modality_matrix=lambda: modality_matrix(dict(oracle={"face": .8, "face + voice + words": .94}, grpo={"face": .6, "face + voice + words": .7})),
+    unibench_bars=lambda: unibench_bars(benchmark),
+    unibench_radar=lambda: unibench_radar(benchmark))
 
 
 @pytest.fixture(autouse=True)
@@ -69,11 +85,11 @@ def texts(fig):
 def test_drawn_named_and_inside(name):
     axes, fig = drawn(name)
     assert all(ax.lines or ax.patches or ax.images or ax.collections for ax in axes)
-    assert name == "clip_storyboard" or all(ax.get_title() for ax in axes)
+    assert "storyboard" in name or all(ax.get_title() for ax in axes)
     for ax in axes:
         if ax.axison and ax.name != "polar":
             assert ax.get_xlabel() or ax not in (axes[-1],)
-            assert ax.get_ylabel() or name == "scores_with_intervals"   # its rows have names
+            assert ax.get_ylabel() or name in ("scores_with_intervals", "ablation_bars")   # their rows have names
     assert all(inside(box, fig.bbox) for _, box in texts(fig)), [t for t, box in texts(fig) if not inside(box, fig.bbox)]
 
 
@@ -85,6 +101,21 @@ def test_no_text_on_text(name):
         for b, other in boxes[:i]:
             x, y = (min(box.x1, other.x1) - max(box.x0, other.x0), min(box.y1, other.y1) - max(box.y0, other.y0))
             assert x <= 2 or y <= 2, (a, b)
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_on_a_dark_page(name):
+    "The ink is not that of the page: every text can be read against what it stands on"
+    set_style(dark=True)
+    axes, fig = drawn(name)
+    set_style()
+    luma = lambda c: float(np.dot([.3, .59, .11], matplotlib.colors.to_rgb(c)))
+    assert luma(fig.get_facecolor()) < .2
+    for ax in fig.axes:
+        boxed = name in ("confusion_matrix", "modality_matrix") and set(ax.texts)   # numbers that stand in cells
+        named = [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels(), *(ax.texts if not boxed else [])]
+        assert all(luma(t.get_color()) > .5 for t in named if t.get_text())
+        assert all(luma(t.get_color()) > .5 for t in (ax.get_legend().get_texts() if ax.get_legend() else []))
 
 
 @pytest.mark.parametrize("name", DRAW)
@@ -101,6 +132,19 @@ def test_values_are_those_given():
     for ax, (key, *_) in zip(axes, PANELS):
         assert list(ax.lines[0].get_ydata()) == [r[key] for r in log]
         assert ax.get_ylim()[0] <= 0 and ax.get_ylim()[1] >= max(r[key] for r in log)
+    (ax,), _ = drawn("ablation_bars")
+    for y, r in enumerate(settings.values()):
+        interval, strokes, mean = ax.lines[3*y:3*y + 3]
+        assert list(interval.get_xdata()) == [r["low"], r["high"]] and list(strokes.get_xdata()) == list(r["seeds"]) and mean.get_xdata() == [r["f"]]
+    assert list(ax.lines[-1].get_xdata()) == [settings["acc+format"]["f"]] * 2
+    (ax,), _ = drawn("unibench_bars")
+    assert [[b.get_height() for b in bars] for bars in ax.containers] == [list(x.values()) for x in benchmark.values()]
+    (ax,), _ = drawn("unibench_radar")
+    assert [list(line.get_ydata()[:-1]) for line in ax.lines] == [list(x.values()) for x in benchmark.values()]
+    (ax,), _ = drawn("confusion_matrix")
+    assert [t.get_text() for t in ax.texts] == ["–" if np.isnan(v) else f"{v:.2f}" for v in shares.values.ravel()]
+    (ax,), _ = drawn("best_of_k")
+    assert list(ax.lines[1].get_xdata()) == [1, 2, 4, 8] and list(ax.lines[1].get_ydata()) == [.66, .7, .72, .73]
     (ax,), _ = drawn("words_per_answer")
     assert [[b.get_height() for b in bars if b.get_height()] for bars in ax.containers] == [[.5, .5], [.5, .5], [1.]]
 
@@ -117,8 +161,8 @@ def test_logs_with_holes():
     "trl leaves out keys, logs NaN where a reward did not apply, and ends with a summary"
     holes = [{"step": 1, "reward": .5}, {"step": 2, "reward": .6, "rewards/accuracy/mean": float("nan")}, {"step": 2, "train_loss": .1}]
     axes = training_curves(holes)
-    assert [len(ax.lines) for ax in axes.flat] == [2, 2, 0, 0, 0, 0]
-    assert [ax.texts[0].get_text() for ax in axes.flat[2:]] == ["not logged"] * 4
+    assert [len(ax.lines) for ax in axes.flat] == [3, 3] + [0] * 7   # what was logged a few times has dots
+    assert [ax.texts[0].get_text() for ax in axes.flat[2:]] == ["not logged"] * 7
 
 
 def test_colours_differ():

@@ -158,6 +158,25 @@ def test_rows_stay_with_their_clip_after_shuffling(lab):
             assert by_features[V.sum().item()] in processor.tokenizer.decode(ids)
 
 
+def test_a_clip_without_sound_is_known_as_one_from_sampling_to_loss(lab):
+    mute = lab["human"].map(lambda r, i: dict(audio=None if i % 2 else r["audio"]), with_indices=True)
+    model, processor = lab["started"]()
+    processor.features.compute(mute)
+    seen = []
+
+    class Spy(AffectGRPOTrainer):
+        def _compute_loss(self, model, inputs):
+            seen.append({k: inputs[k] for k in ("video_features", "audio_features", "media_mask")})
+            return super()._compute_loss(model, inputs)
+
+    t = trainer(lab | dict(human=mute), model, processor, Spy, max_steps=2, per_device_train_batch_size=8, steps_per_generation=2, logging_steps=1)
+    with quiet(): log = fit(t, "spy")
+    has_sound = {processor.features(row)["video_features"].sum().item(): row["audio"] is not None for row in mute}
+    assert np.isfinite([r["loss"] for r in log if "loss" in r]).tolist() == [True, True] and len(seen) == 2
+    for V, A, mask in (row for batch in seen for row in zip(batch["video_features"], batch["audio_features"], batch["media_mask"])):
+        assert mask.tolist() == [True, has_sound[V.sum().item()]] and bool(A.any()) == has_sound[V.sum().item()]
+
+
 def test_a_run_whose_media_do_not_reach_the_policy_is_stopped(lab):
     model, processor = lab["fresh"]()
     t = trainer(lab, model, processor)

@@ -113,10 +113,17 @@ def brief(error):
     return f"Failed at\n    {at[0].strip()}\n{error.ename}: {error.evalue}"
 
 
+def is_widget(output): return any("widget" in mime for mime in output.get("data", {}))
+
+
 def refresh(path):
-    "Runs a notebook and writes its fresh outputs back in place, cleaned"
+    "Runs a notebook and writes its fresh outputs back in place, without progress bars and cleaned"
     with tempfile.TemporaryDirectory() as tmp:
         nb = run_notebook(path, Path(tmp)/"executed.ipynb", progress=True)
+    nb.metadata.pop("widgets", None)
+    for cell in nb.cells:
+        if not cell.metadata.get("tags"): cell.metadata.pop("tags", None)
+        if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if not is_widget(o)]
     nbformat.write(nb, path)
     subprocess.run([Path(sys.executable).parent/"nbdev_clean", "--fname", path], check=True, cwd=ROOT)
 

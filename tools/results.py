@@ -1,7 +1,7 @@
 """Put the records of tutorial runs into nbs/results, with the command and the machine that made them
 
-    for s in 0 1 2; do make tutorial ARGS="--seed $s --run-dir runs/seed$s"; done
-    python -m tools.results runs/seed0 runs/seed1 runs/seed2
+    for s in 0 1 2; do make tutorial ARGS="--seed $s --run-dir runs/answer$s"; done
+    python -m tools.results runs/answer0 runs/answer1 runs/answer2
 """
 import argparse
 import datetime
