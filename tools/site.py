@@ -76,6 +76,7 @@ def ways_in(name):
 def sections(page):
     "What the search finds on a page: each heading with the prose below it"
     soup = BeautifulSoup((OUT/page).read_text(encoding="utf-8"), "html.parser")
+    for links in soup.select(".open"): links.decompose()
     title, found = soup.h1.get_text(), []
     for part in soup.main.find_all([*HEADINGS, "p", "li", "td", "figcaption"]):
         text = " ".join(part.get_text().split())
@@ -84,31 +85,39 @@ def sections(page):
     return found
 
 
+def frame(
+    name,   # The notebook
+    parts,  # From `chapters`
+    entry,  # Notebook -> title and address in the navigation
+    about,  # Notebook -> its front matter
+):
+    "What page.html puts around the text of a page"
+    names, page = [n for _, part in parts for n in part], entry[name]["href"]
+    at, title, text = names.index(name), about[name]["title"].replace("`", ""), about[name]["description"]
+    neighbours = {"previous": names[at-1:at], "next": names[at+1:at+2]}
+    sidebar = [{"name": part, "pages": [entry[n] | ({"here": True} if n == name else {}) for n in group]} for part, group in parts]
+    return {k: entry[n] for k, found in neighbours.items() for n in found} | {
+        "title": title, "subtitle": inline_code(text), "description": html.escape(text.replace("`", "")),
+        "site": CFG.title * (title != CFG.title), "brand": CFG.title, "host": HOST, "address": HOST + page,
+        "open": ways_in(name), "root": "../" * page.count("/"), "parts": sidebar}
+
+
 def build():
     "Render every chapter into the folder of the site"
-    cache = Path(proc_nbs(n_workers=0, force=True))
-    parts = chapters()
-    names = [n for _, part in parts for n in part]
-    nbs = {n: nbformat.read(cache/n, 4) for n in names}
+    cache, parts = Path(proc_nbs(n_workers=0, force=True)), chapters()
+    nbs = {n: nbformat.read(cache/n, 4) for _, part in parts for n in part}
     about = {n: {"title": Path(n).stem, "description": ""} | front_matter(nb) for n, nb in nbs.items()}
-    title = {n: about[n]["title"].replace("`", "") for n in names}
-    entry = {n: {"href": page_name(n), "title": "Home" if n == CFG.readme_nb else title[n]} for n in names}
+    entry = {n: {"href": page_name(n), "title": "Home" if n == CFG.readme_nb else about[n]["title"].replace("`", "")} for n in nbs}
     shutil.rmtree(OUT, ignore_errors=True)
     pictures = [p for p in CFG.nbs_path.rglob("*") if p.suffix in {".png", ".svg", ".jpg", ".gif"}]
     write_files({p.relative_to(CFG.nbs_path): p.read_bytes() for p in pictures}, OUT)
-    for before, name, after in zip([None, *names], names, [*names[1:], None]):
-        page = Path(entry[name]["href"])
-        root = "../" * (len(page.parts) - 1)
-        text, images = to_markdown(nbs[name], files=f"{page.stem}_files")
-        write_files(images, (OUT/page).parent)
-        sidebar = [{"name": part, "pages": [entry[n] | ({"here": True} if n == name else {}) for n in group]} for part, group in parts]
-        neighbours = {k: entry[n] for k, n in (("previous", before), ("next", after)) if n}
-        to_html(relative_links(text, root), OUT/page, neighbours | {
-            "title": title[name], "subtitle": inline_code(about[name]["description"]), "site": CFG.title * (title[name] != CFG.title),
-            "description": html.escape(about[name]["description"].replace("`", "")), "brand": CFG.title, "host": HOST,
-            "address": HOST + str(page), "open": ways_in(name), "root": root, "parts": sidebar})
+    for name, nb in nbs.items():
+        page, around = OUT/entry[name]["href"], frame(name, parts, entry, about)
+        text, images = to_markdown(nb, files=f"{page.stem}_files")
+        write_files(images, page.parent)
+        to_html(relative_links(text, around["root"]), page, around)
     for name in ("page.css", "page.js"): shutil.copy(HERE/name, OUT)
-    index = [s for n in names for s in sections(entry[n]["href"])]
+    index = [s for n in nbs for s in sections(entry[n]["href"])]
     (OUT/"search.js").write_text(f"window.sections = {json.dumps(index, ensure_ascii=False)}\n", encoding="utf-8")
     return OUT/"index.html"
 
