@@ -70,6 +70,17 @@ def test_light_modules_need_numpy_and_pandas_only():
     assert python(ONLY_NUMPY_AND_PANDAS, *LIGHT) == ""
 
 
+def test_imports_ask_no_host(tmp_path):
+    code = """
+import sys, importlib
+asked = []
+sys.addaudithook(lambda event, args: asked.append((event, args)) if event in ("socket.connect", "socket.getaddrinfo") else None)
+for name in sys.argv[1:]: importlib.import_module(f"affectgpt_r1.{name}")
+assert not asked, asked
+"""
+    assert python(code, *ORDER, cwd=tmp_path) == "" and not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("module", ORDER)
 def test_imports_only_from_chapters_before(module):
     inside = [name for level, name in imports(PACKAGE/f"{module}.py") if level == 1]

@@ -50,6 +50,7 @@ def relative_links(text, root):
     "Links to the site's address and to notebooks as links between the pages; names in code without their links"
     fence = r"^(`{3,})python\n.*?^\1$"
     text = re.sub(fence, lambda m: re.sub(r"\[(`[^`]+`)\]\([^)]*\)", r"\1", m[0]), text, flags=re.M | re.S)
+    text = re.sub(r"(\.html#\w+)\.[\w.]+(?=\))", r"\1", text)  # a method is described with its class
     text = text.replace(HOST, root)
     link = r"\]\((?!https?:)([^)#\s]+\.ipynb)(?=[)#])"
     return re.sub(link, lambda m: f"]({page_name(m[1])}", text)
