@@ -117,7 +117,6 @@ def test_csv_of_a_corpus(tmp_path, data, name):
     survives(lambda path: load_mer2025(path.parent, "human", missing="mask"), tmp_path/name, data)
 
 
-@pytest.mark.xfail(reason="an empty file, or one that is not UTF-8, is refused without its name", strict=True)
 @fuzz
 @example(b"")
 @example(b"\x80")
@@ -127,14 +126,12 @@ def test_csv_of_gold(tmp_path, data):
     assert all(isinstance(x, list) and x for x in gold.values())
 
 
-@pytest.mark.xfail(reason="a file that is not UTF-8 is refused without its name", strict=True)
 @fuzz
 @example(b"\x80")
 @given(csv)
 def test_csv_of_forms(tmp_path, data): survives(lambda path: _read_format_csv(path, {"happy", "name"}), tmp_path/"format.csv", data)
 
 
-@pytest.mark.xfail(reason="zlib.error escapes where the compressed sheet is damaged", strict=True)
 @fuzz
 @example([(23209, 0, "set")])
 @given(changes)
@@ -152,14 +149,12 @@ def test_sheets(tmp_path, how):
 def test_subtitles(tmp_path, data): assert isinstance(survives(read_subtitle, tmp_path/"x.srt", data), str | None)
 
 
-@pytest.mark.xfail(reason="SyntaxError and TokenError escape from numpy where the header is damaged", strict=True)
 @fuzz
 @example([(0, 25, "add")])
 @given(changes)
 def test_faces(tmp_path, how): survives(lambda path: read_faces(path, 2), tmp_path/"faces.npy", changed(npy(np.zeros((3, 4, 4, 3), np.uint8)), how))
 
 
-@pytest.mark.xfail(reason="a sound too short for the resampler is refused without its name", strict=True)
 @fuzz
 @example([(26, 9, "set")])
 @given(changes)
