@@ -99,7 +99,8 @@ def read_released(
 )->dict:        # Tensors by the authors' names
     "The weights in a released file; nothing in it is executed"
     with open(path, "rb") as f:
-        if not zipfile.is_zipfile(f): raise ValueError(f"{path}: is no file that `torch.save` writes, or only a part of one; fetch it again")
+        if not zipfile.is_zipfile(f):
+            raise ValueError(f"{path}: is no file that `torch.save` writes, or only a part of one; fetch it again")
     try: file = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise ValueError(f"{path}: holds more than tensors and plain containers, and was not opened ({str(e).splitlines()[0]})") from e

@@ -114,7 +114,7 @@ def _train_tower(name, tower, features, x, k, targets, epochs, batch_size, lr, s
     def loss(i, views): return nn.functional.binary_cross_entropy_with_logits(
         head(features(tower, x[i][:, views].to(device)).mean(1)), targets[i].to(device))
 
-    history = []
+    history, held_out = [], torch.arange(len(x)-kept, len(x))
     for epoch in tqdm(range(epochs), desc=f"{name} tower", unit="epoch"):
         losses = []
         for i in torch.randperm(len(x)-kept).split(batch_size):
@@ -122,7 +122,8 @@ def _train_tower(name, tower, features, x, k, targets, epochs, batch_size, lr, s
             optimizer.zero_grad(); step.backward(); nn.utils.clip_grad_norm_(params, 1.0)
             optimizer.step(); schedule.step()
             losses.append(step.item())
-        with torch.no_grad(): held = loss(torch.arange(len(x)-kept, len(x)), torch.arange(x.shape[1])).item()
+        with torch.no_grad():
+            held = sum(loss(i, torch.arange(x.shape[1])).item() * len(i) for i in held_out.split(batch_size)) / kept
         history.append(dict(epoch=epoch, tower=name, loss=sum(losses)/len(losses), holdout=held))
     tower.eval().requires_grad_(False)
     return history

@@ -243,7 +243,8 @@ def splice(
     placeholder_ids,         # Ids of <multi>, <audio>, <video>
 )->torch.Tensor:             # [batch, length, hidden]
     "Put the soft tokens where the placeholders stand; raises ValueError where a row lacks one, or its clip"
-    if len(tokens) != len(input_ids): raise ValueError(f"{len(tokens)} clips were given for {len(input_ids)} prompts; each prompt needs its own")
+    if len(tokens) != len(input_ids):
+        raise ValueError(f"{len(tokens)} clips were given for {len(input_ids)} prompts; each prompt needs its own")
     seats = torch.isin(input_ids, torch.tensor(placeholder_ids, device=input_ids.device))
     counts = seats.sum(1)
     if (counts != tokens.shape[1]).any():
@@ -540,7 +541,8 @@ def make_model(
 ):                       # (model, processor)
     "An AffectGPT with random weights, and its processor"
     if preset not in ("toy", "small"):
-        raise ValueError(f"no preset {preset!r} to make from scratch; there are toy and small, and `load_parts` for parts that come trained")
+        raise ValueError(f"no preset {preset!r} to make from scratch; there are toy and small, "
+                         "and `load_parts` for parts that come trained")
     tokenizer = train_tokenizer(texts, vocab_size)
     ids = tokenizer.convert_tokens_to_ids(PLACEHOLDERS)
     config = PRESETS[preset](len(tokenizer), ids, tokenizer.eos_token_id, tokenizer.pad_token_id, **kwargs)

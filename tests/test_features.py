@@ -291,14 +291,17 @@ def test_towers_are_trained_where_the_other_stages_train(human, monkeypatch, gpu
     assert moves == ["cuda" if gpu else "cpu", "trained", "trained"]
 
 
-def test_clips_head_and_targets_follow_a_tower_to_its_device(monkeypatch):
+def test_clips_follow_a_tower_to_its_device_batch_by_batch(monkeypatch):
     "The device `meta` is another one than the CPU, and numbers of two devices do not meet"
     monkeypatch.setattr(torch.Tensor, "item", lambda x: 1.)   # a loss there has no value
     towers = make_toy_model(["some words"])[0].to("meta").model
     for tower, encode, x in ((towers.vision_tower, features.frame_features, torch.zeros(6, 8, 3, 48, 48)),
                              (towers.audio_tower, features.piece_features, torch.zeros(6, 2, 32000))):
-        log = features._train_tower("tower", tower, encode, x, 1, torch.zeros(6, 33), 2, 4, 1e-3, 0, .1)
+        seen = []
+        tower.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+        log = features._train_tower("tower", tower, encode, x, 1, torch.zeros(6, 33), 2, 2, 1e-3, 0, .5)
         assert len(log) == 2 and tower.device.type == "meta" and x.device.type == "cpu"
+        assert seen[1:] == 2 * [2, 1, 2 * x.shape[1], x.shape[1]]  # in each epoch three clips to learn from and three held out
 
 
 def test_sector_targets_know_synonyms():

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="needs the `train` extra")
 from peft import get_peft_model
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoProcessor, LogitsProcessor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from test_media import greys, tone, write
 from trl import GRPOConfig
 
 from affectgpt_r1.coldstart import Collator, fit, machine_settings, quiet, target_text
@@ -118,6 +119,9 @@ def test_each_distinct_clip_is_read_once_in_a_call(toy, human, monkeypatch):
     monkeypatch.setattr(processor, "read_clip", lambda clip: read.append(clip["video"]) or original(clip))
     batch = ask(processor, [human[0]] * 4 + [human[1]] * 4)
     assert len(read) == 2 and len(batch["input_values"]) == 8
+    asked = []
+    monkeypatch.setattr(processor, "features", lambda clip: asked.append(clip["video"]) or dict(video_features=torch.zeros(8, 64)))
+    assert len(ask(processor, [human[0]] * 4 + [human[1]] * 4)["video_features"]) == 8 and len(asked) == 2  # cached features, too
 
 
 def test_a_prompt_without_its_placeholders_is_refused():
@@ -376,6 +380,9 @@ def test_a_pair_that_does_not_belong_together_is_refused(toy):
 def test_a_path_is_a_clip_and_says_what_it_had_to_go_by(toy, human, tmp_path):
     pair = AffectGPT(*toy)
     assert pair.predict(human[0]["video"], max_new_tokens=2).used == dict(video=True, audio=False, subtitle=False)
+    for streams in (dict(frames=greys(12), wave=tone(2)), dict(wave=tone(2))):
+        file = write(tmp_path / "clip.mp4", **streams)
+        assert pair.predict(file, max_new_tokens=2).used == dict(video="frames" in streams, audio=True, subtitle=False)
     with pytest.raises(FileNotFoundError, match="nowhere.mp4"): pair.predict(tmp_path / "nowhere.mp4")
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(ValueError, match="text.mp4"): pair.predict(tmp_path / "text.mp4")

@@ -114,5 +114,6 @@ def to_html(
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as f:
         yaml.safe_dump(options, f)
         f.flush()
-        pypandoc.convert_text(markdown, "html5", format=PANDOC, outputfile=str(out), extra_args=["--defaults", f.name, "--quiet"])
+        page = pypandoc.convert_text(markdown, "html5", format=PANDOC, extra_args=["--defaults", f.name, "--quiet"])
+    out.write_text(re.sub(r'<a href="#cb[\d-]+"[^>]*></a>', "", page), encoding="utf-8")  # pandoc's anchor at each line of code
     return out
