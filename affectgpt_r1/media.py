@@ -149,7 +149,7 @@ def read_faces(
     "Faces of `path` at `frame_indices`, in order"
     path = _whole(path)
     try: faces = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as e: raise ValueError(f"{path}: cannot be read as an npy file ({e})") from e
+    except Exception as e: raise ValueError(f"{path}: cannot be read as an npy file ({e})") from e   # broken bytes fail in many ways
     if faces.ndim != 4 or faces.shape[3] != 3 or faces.dtype != np.uint8 or not len(faces):
         raise ValueError(f"{path}: holds {faces.dtype} of shape {faces.shape}, not uint8 of shape [frames, height, width, 3]")
     return faces[frame_indices(len(faces), n)]
@@ -223,7 +223,7 @@ def _resample(
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[None], np.float32), format="flt", layout="mono")
     frame.sample_rate = src
     r = av.AudioResampler(format="flt", layout="mono", rate=rate)
-    out = np.concatenate([f.to_ndarray()[0] for x in (frame, None) for f in r.resample(x)])
+    out = np.concatenate([np.zeros(0, np.float32), *(f.to_ndarray()[0] for x in (frame, None) for f in r.resample(x))])   # nothing, of very few samples
     n = max(1, round(len(wave)*rate/src))
     return np.pad(out[:n], (0, max(0, n-len(out))))
 

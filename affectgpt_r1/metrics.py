@@ -518,7 +518,8 @@ def _gold_file(labels, key):
 
 def _read_openset(path):
     "Clip -> labels of a csv; none means neutral, as in the authors' code"
-    table = pd.read_csv(path, dtype={"name": str})
+    try: table = pd.read_csv(path, dtype={"name": str})
+    except ValueError as e: raise ValueError(f"{path} is no csv file in UTF-8 ({e})") from None
     if missing := [c for c in ("name", "openset") if c not in table]:
         raise ValueError(f"{path} has no column {', '.join(missing)}")
     if (twice := table["name"].duplicated()).any():

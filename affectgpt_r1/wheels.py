@@ -234,10 +234,9 @@ def _sheet(path):
     except ImportError as e:
         raise ImportError(f"reading {path} needs openpyxl: pip install openpyxl") from e
     with open(path, "rb") as file:
-        try: book = load_workbook(file, read_only=True, data_only=True)
-        except (zipfile.BadZipFile, KeyError, ValueError) as e:
-            raise ValueError(f"{path} is not an Excel sheet that can be read: {e}") from None
-        head, *rows = [*book.active.iter_rows(values_only=True)] or [()]
+        try: head, *rows = [*load_workbook(file, read_only=True, data_only=True).active.iter_rows(values_only=True)] or [()]
+        except Exception as e:   # broken bytes fail in many ways
+            raise ValueError(f"{path} is not an Excel sheet that can be read ({type(e).__name__}: {e})") from None
     return [dict(zip(head, row)) for row in rows]
 
 def _columns(path, rows, names):
@@ -273,7 +272,9 @@ def _read_synonym_sheet(path, wheel_words):
 def _read_format_csv(path, names):
     "Form -> set of names; a name is a form of itself"
     names_of = {n: {n} for n in names}
-    with open(path, newline="", encoding="utf-8-sig") as f: rows = list(csv.DictReader(f))
+    with open(path, newline="", encoding="utf-8-sig") as f:
+        try: rows = list(csv.DictReader(f))
+        except (UnicodeDecodeError, csv.Error) as e: raise ValueError(f"{path} is no csv file in UTF-8: {e}") from None
     for row in _columns(path, rows, ("name", "format")):
         name = _cell(row["name"])
         for form in _words(_cell(row["format"])): names_of.setdefault(form, set()).add(name)

@@ -4,11 +4,13 @@ import configparser
 import re
 import subprocess
 import sys
+import venv
 import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -68,6 +70,17 @@ def test_light_modules_need_numpy_and_pandas_only():
     assert python(ONLY_NUMPY_AND_PANDAS, *LIGHT) == ""
 
 
+def test_imports_ask_no_host(tmp_path):
+    code = """
+import sys, importlib
+asked = []
+sys.addaudithook(lambda event, args: asked.append((event, args)) if event in ("socket.connect", "socket.getaddrinfo") else None)
+for name in sys.argv[1:]: importlib.import_module(f"affectgpt_r1.{name}")
+assert not asked, asked
+"""
+    assert python(code, *ORDER, cwd=tmp_path) == "" and not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("module", ORDER)
 def test_imports_only_from_chapters_before(module):
     inside = [name for level, name in imports(PACKAGE/f"{module}.py") if level == 1]
@@ -85,6 +98,13 @@ def test_what_it_imports_is_declared(module):
     assert {o for o in outside if not asked & {plain(d) for d in names.get(o, [])}} == set()
 
 
+def test_what_is_declared_is_imported():
+    "pillow alone is needed without an import of ours: by the image processor"
+    provided = {top: {plain(d) for d in names} for top, names in packages_distributions().items()}
+    used = set().union(*(provided.get(name.partition(".")[0], set()) for m in ORDER for level, name in imports(PACKAGE/f"{m}.py") if level == 0))
+    assert required() - used == {"pillow"}
+
+
 def test_index_of_symbols():
     from affectgpt_r1._modidx import d
     assert {m.removeprefix("affectgpt_r1.") for m in d["syms"]} == set(ORDER)
@@ -100,10 +120,19 @@ def test_lock_pins_every_requirement():
         assert r.specifier.contains(pins[plain(r.name)]), r
 
 
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+SCORES = """
+import affectgpt_r1
+from affectgpt_r1.metrics import ew_score
+from affectgpt_r1.wheels import load_wheels
+print(affectgpt_r1.__file__)
+print(ew_score([["happy"]], [["happy"]], wheels=load_wheels()).f)
+"""
+
+
 def test_wheel(scratch, tmp_path):
     "Built, it holds the tables and asks for little; installed elsewhere, it imports and scores"
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, scratch], check=True)
+    subprocess.run([*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, scratch], check=True)
     wheel, = tmp_path.glob("*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
     ours = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
@@ -116,16 +145,34 @@ def test_wheel(scratch, tmp_path):
     assert any(n.endswith("/LICENSE") for n in packed)
 
     target = tmp_path/"installed"
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", target, wheel], check=True)
-    code = """
-import affectgpt_r1
-from affectgpt_r1.metrics import ew_score
-from affectgpt_r1.wheels import load_wheels
-print(affectgpt_r1.__file__)
-print(ew_score([["happy"]], [["happy"]], wheels=load_wheels()).f)
-"""
-    where, score = python(code, path=target, cwd=tmp_path).split()
+    subprocess.run([*PIP, "install", "--no-deps", "--no-index", "--target", target, wheel], check=True)
+    where, score = python(SCORES, path=target, cwd=tmp_path).split()
     assert Path(where).is_relative_to(target) and float(score) == 1
+
+
+def test_source_archive_in_an_empty_environment(scratch, tmp_path):
+    "The archive alone builds the package; in an environment that lends nothing but numpy and pandas, it scores"
+    build = "from setuptools import build_meta; import sys; print(build_meta.build_sdist(sys.argv[1]))"
+    archive = python(build, tmp_path, path="", cwd=scratch).splitlines()[-1]
+    subprocess.run([*PIP, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", tmp_path, tmp_path/archive], check=True)
+    venv.create(tmp_path/"venv", with_pip=False)
+    bare = tmp_path/"venv/bin/python"
+    subprocess.run([*PIP, "--python", bare, "install", "--no-deps", "--no-index", *tmp_path.glob("*.whl")], check=True)
+    assert subprocess.run([bare, "-c", "import numpy"], capture_output=True).returncode
+    lent = tmp_path/"lent"
+    lent.mkdir()
+    for name in ("numpy", "numpy.libs", "pandas", "pandas.libs", "dateutil", "six.py", "tzdata"):
+        for found in Path(np.__file__).parents[1].glob(name): (lent/name).symlink_to(found)
+    run = subprocess.run([bare, "-c", SCORES], env={"PYTHONPATH": str(lent)}, cwd=tmp_path, capture_output=True, text=True)
+    where, score = run.stdout.split()
+    assert Path(where).is_relative_to(tmp_path/"venv") and float(score) == 1 and not run.stderr
+
+
+def test_ruff():
+    "No mechanical faults in the library and the tools"
+    pytest.importorskip("ruff", reason="ruff is not installed")
+    made = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "affectgpt_r1", "tools"], cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout
 
 
 def texts(path):

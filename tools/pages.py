@@ -28,6 +28,9 @@ TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {{ text }}
 `````
 {% endmacro %}
+{% macro attributes(meta) %}
+{{- '{' ~ ('#' ~ meta.label if meta.label else '') ~ ('' if meta.caption else ' alt="What the code above draws"') ~ '}' if meta.label or not meta.caption -}}
+{% endmacro %}
 {% block stream %}{{ plain(output.text.rstrip()) }}{% endblock %}
 {% block data_text %}{{ plain(output.data['text/plain']) }}{% endblock %}
 {% block error %}{{ plain(output.ename ~ ': ' ~ output.evalue) }}{% endblock %}
@@ -37,7 +40,7 @@ TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 `````
 {% endblock %}
 {% block data_png %}
-![{{ cell.metadata.caption }}]({{ output.metadata.filenames['image/png'] }}){{ '{#' ~ cell.metadata.label ~ '}' if cell.metadata.label }}
+![{{ cell.metadata.caption }}]({{ output.metadata.filenames['image/png'] }}){{ attributes(cell.metadata) }}
 {% endblock %}"""
 
 
@@ -111,5 +114,6 @@ def to_html(
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as f:
         yaml.safe_dump(options, f)
         f.flush()
-        pypandoc.convert_text(markdown, "html5", format=PANDOC, outputfile=str(out), extra_args=["--defaults", f.name, "--quiet"])
+        page = pypandoc.convert_text(markdown, "html5", format=PANDOC, extra_args=["--defaults", f.name, "--quiet"])
+    out.write_text(re.sub(r'<a href="#cb[\d-]+"[^>]*></a>', "", page), encoding="utf-8")  # pandoc's anchor at each line of code
     return out
