@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 from matplotlib.patches import Patch
 
 # %% ../nbs/13_plots.ipynb #c006
@@ -197,14 +198,10 @@ def length_against_f(
 
 # %% ../nbs/13_plots.ipynb #p131
 def _heatmap(ax, values, rows, columns, high=1.):
-    "A table of numbers from 0 to `high`, darker where higher, each number in its cell"
-    values = np.asarray(values, float)
-    cmap = mpl.colormaps["Blues"].with_extremes(bad=COLORS["none"])
-    ax.imshow(np.ma.masked_invalid(values), cmap=cmap, vmin=0, vmax=high, aspect="auto")
-    for (i, j), v in np.ndenumerate(values):
-        ax.text(j, i, "–" if np.isnan(v) else f"{v:.2f}", ha="center", va="center", fontsize=8, color="white" if v > .6 * high else "black")
-    ax.set_xticks(range(len(columns)), columns); ax.set_yticks(range(len(rows)), rows)
-    ax.grid(False); ax.spines[:].set_visible(False); ax.tick_params(length=0)
+    "A table of numbers from 0 to `high`, darker where higher, each number in its cell; grey where there is none"
+    sns.heatmap(np.asarray(values, float), vmin=0, vmax=high, cmap="Blues", annot=True, fmt=".2f", annot_kws=dict(fontsize=8), cbar=False,
+                xticklabels=list(columns), yticklabels=list(rows), ax=ax)
+    ax.set_facecolor(COLORS["none"]); ax.grid(False); ax.tick_params(length=0); ax.tick_params(axis="y", rotation=0)
 
 # %% ../nbs/13_plots.ipynb #p132
 def confusion_matrix(
