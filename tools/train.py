@@ -85,7 +85,7 @@ def reinforce(run, args):
         gib, answers = torch.cuda.get_device_properties(0).total_memory / 2**30, settings["prompts"] * settings["group"]
         settings = plan_memory(model.config, gib, answers, completion=settings["max_new_tokens"], lora="lora" in settings) | settings
     wheels = load_wheels()
-    rewards = make_rewards("acc+format", wheels=wheels, penalty=None, mode=args.mode)
+    rewards = make_rewards("acc+format", wheels=wheels, penalty="p2", mode=args.mode)
     train_grpo(model, processor, rest, rewards, run/"grpo", seed=args.seed, validation=held, wheels=wheels, **settings)
 
 
