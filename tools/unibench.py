@@ -1,7 +1,7 @@
 """MER-UniBench and a close look at the mistakes, for the two models of a tutorial run, into nbs/results/unibench.json
 
-    make tutorial ARGS="--seed 0 --run-dir runs/seed0"
-    python -m tools.unibench runs/seed0
+    make tutorial ARGS="--seed 0 --run-dir runs/answer0"
+    python -m tools.unibench runs/answer0
 """
 import argparse
 import json
