@@ -234,6 +234,8 @@ def finish(
     if trainer.is_world_process_zero():
         save(trainer.accelerator.unwrap_model(trainer.model), processor, out, log, state)
         for folder in Path(out).glob("checkpoint-*"): shutil.rmtree(folder)
+    if not sharded:
+        for part in trainer.model.modules(): vars(part).pop("forward", None)  # trl hangs one of its own there, and a copy of the model would share it
     trainer.accelerator.wait_for_everyone()
 
 # %% ../nbs/09_coldstart.ipynb #k033

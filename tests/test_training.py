@@ -1,4 +1,5 @@
 "Cold start and GRPO on a handful of clips: the failures that would be silent, and runs that are stopped, killed and resumed"
+import copy
 import json
 import multiprocessing
 import os
@@ -237,6 +238,16 @@ def test_gradient_reaches_every_tensor_of_the_fusion_and_none_of_the_towers(lab)
     model.train()(**batch).loss.backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.model.fusion.parameters() if p.shape != (1,))
     assert all(p.grad is None for tower in (model.model.vision_tower, model.model.audio_tower) for p in tower.parameters())
+
+
+def test_a_copy_of_a_trained_model_goes_its_own_way(lab):
+    model, processor = lab["fresh"]()
+    cold_start(model, processor, lab["captions"].select(range(8)), lab["root"] / "copied", epochs=1)
+    batch, twin = processor.training_batch([make_prompt(lab["human"][0])], ["<answer>sad</answer>"]), copy.deepcopy(model).eval()
+    with torch.no_grad():
+        before = model.eval()(**batch).logits
+        for p in model.parameters(): p.zero_()
+        assert torch.equal(twin(**batch).logits, before) and not torch.equal(model(**batch).logits, before)
 
 
 def test_placeholders_are_never_sampled(lab):
