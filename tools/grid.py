@@ -40,7 +40,7 @@ def first_word(reward):
 
 def rewards(setting, model, processor, wheels):
     "((functions, weights), fields of trl's configuration) of a setting"
-    from affectgpt_r1.rewards import COMPONENTS, RECIPES, Recipe, accuracy_reward, format_reward, frozen_score, likelihood_judge, make_rewards
+    from affectgpt_r1.rewards import RECIPES, Recipe, accuracy_reward, format_reward, frozen_score, likelihood_judge, make_rewards
     recipe = setting["recipe"]
     recipe = RECIPES[recipe] if isinstance(recipe, str) else Recipe("own", tuple(recipe.items()), "the grid file")
     judge = likelihood_judge(frozen_score(model, processor)) if "perception" in dict(recipe.weights) else None
