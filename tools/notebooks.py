@@ -4,6 +4,8 @@
     python -m tools.notebooks nbs/*.ipynb --out FOLDER -p seed 1      executed copies, with parameters
 """
 import argparse
+import base64
+import io
 import os
 import re
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 from nbdev.config import get_config
+from PIL import Image
 from papermill import PapermillExecutionError, execute_notebook
 from papermill.engines import NBClientEngine, papermill_engines
 
@@ -116,6 +119,15 @@ def brief(error):
 def is_widget(output): return any("widget" in mime for mime in output.get("data", {}))
 
 
+def pack(output):
+    "Its picture, if it holds one, in fewer bytes and with the same pixels"
+    if "image/png" not in output.get("data", {}): return
+    packed, picture = io.BytesIO(), Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"])))
+    if picture.mode == "RGBA" and picture.getextrema()[3] == (255, 255): picture = picture.convert("RGB")   # nothing is transparent
+    picture.save(packed, "PNG", optimize=True)
+    output["data"]["image/png"] = base64.b64encode(packed.getvalue()).decode()
+
+
 def refresh(path):
     "Runs a notebook and writes its fresh outputs back in place, without progress bars and cleaned"
     with tempfile.TemporaryDirectory() as tmp:
@@ -124,6 +136,7 @@ def refresh(path):
     for cell in nb.cells:
         if not cell.metadata.get("tags"): cell.metadata.pop("tags", None)
         if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if not is_widget(o)]
+        for output in cell.get("outputs", []): pack(output)
     nbformat.write(nb, path)
     subprocess.run([Path(sys.executable).parent/"nbdev_clean", "--fname", path], check=True, cwd=ROOT)
 
