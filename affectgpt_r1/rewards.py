@@ -110,7 +110,7 @@ def accuracy_reward(
     mode="answer",  # "answer" or "think"
     measure="f",    # "f", "precision", "recall" or "jaccard", as in `ew_rewards`, or "graded"
 ):                  # f(completions, labels, **columns) -> list of numbers in [0, 1], None where the gold maps nowhere
-    "Reward function: emotion-wheel score of the answer, times the length penalty"
+    "Reward function: emotion-wheel score of the answer, times the length penalty, which counts each repeat of a word"
     def reward(completions, labels, log_metric=None, **columns):
         gold = [parse_labels(x, strict=True) for x in labels]
         said = [_read(c, mode) for c in completions]
