@@ -120,6 +120,14 @@ def test_lock_pins_every_requirement():
         assert r.specifier.contains(pins[plain(r.name)]), r
 
 
+def test_lock_installs_with_the_oldest_python_that_settings_admit():
+    from importlib.metadata import metadata
+    from packaging.specifiers import SpecifierSet
+    names = [ln.partition("==")[0] for ln in (ROOT/"requirements.lock").read_text().splitlines() if not ln.startswith("#")]
+    asked = {name: metadata(name)["Requires-Python"] or "" for name in names}
+    assert {} == {name: r for name, r in asked.items() if not SpecifierSet(r).contains(f"{settings()['min_python']}.0")}
+
+
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 SCORES = """
 import affectgpt_r1

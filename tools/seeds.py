@@ -2,6 +2,7 @@
 
     for s in 0 1 2 3 4; do make tutorial ARGS="--seed $s --run-dir runs/answer$s"; done
     python -m tools.seeds runs/answer0 runs/answer1 runs/answer2 runs/answer3 runs/answer4
+    python -m tools.seeds runs/answer5 runs/answer6 runs/answer7 runs/answer8 runs/answer9 --out nbs/results/seeds_replication.json
 
 The cold start of each run is fine-tuned on its human split, with the rate and the number of epochs that do best over all runs on a fifth of that
 split that is held out; then cold start, SFT and GRPO answer the test clips, greedily and sampled (temperature 1, top-p 0.9). The test clips choose
@@ -104,7 +105,8 @@ def main(folders, out):
     chosen = GRID[held_out.mean(0).argmax()]
     records = [run.record(chosen) for run in runs]
     sft = dict(chosen=chosen, tried=[settings | dict(held_out_ew_f=f.tolist()) for settings, f in zip(GRID, held_out.T)])
-    result = made_by(f"python -m tools.seeds {' '.join(folders)}") | dict(differences=over_seeds(records), sft=sft, runs=records)
+    elsewhere = f" --out {out}" if out != OUT/"seeds.json" else ""
+    result = made_by(f"python -m tools.seeds {' '.join(folders)}{elsewhere}") | dict(differences=over_seeds(records), sft=sft, runs=records)
     out.write_text(json.dumps(result, indent=1, default=lambda x: x.tolist()) + "\n")
     for r in records:
         print(f"seed {r['seed']}:", *(f"{stage} {s['greedy']['ew_f']:.3f} / {s['sampled']['ew_f']:.3f}" for stage, s in r["stages"].items()), sep="  ")
