@@ -19,7 +19,7 @@ from tools.grid import STEPS_PER_LINE
 from tools.results import OUT, made_by
 
 MODES, SHOWN = ("answer", "think"), 6
-LOGGED = {"f": "answer/f", "written": "answer/written", "tokens": "completions/mean_length", "seconds": "step_time"}
+LOGGED = {"f": "answer/f", "written": "answer/written", "tokens": "completions/mean_length"}
 
 
 def replies(run, stage, kind="greedy"):
