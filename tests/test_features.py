@@ -18,7 +18,7 @@ from conftest import ROOT
 from affectgpt_r1 import features
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.features import (
-    FeatureCache, MediaHashes, best_answers, clip_means, fit_probe, probe_modalities, read_clips, read_features, sector_targets, train_towers,
+    FeatureCache, MediaHashes, best_answers, clip_means, probe_modalities, read_features, sector_targets, train_towers,
     word_counts, write_features)
 from affectgpt_r1.metrics import ew_rewards
 from affectgpt_r1.model import make_toy_model

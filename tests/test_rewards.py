@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affectgpt_r1.labels import make_target, parse_labels
+from affectgpt_r1.labels import make_target
 from affectgpt_r1.metrics import ew_rewards
 from affectgpt_r1.rewards import (
-    COMPONENTS, PENALTIES, RECIPES, EndpointJudge, Recipe, _ordinary, _tokens, accuracy_reward, alignment_reward, answer_labels, bradley_terry,
+    COMPONENTS, PENALTIES, RECIPES, EndpointJudge, Recipe, _ordinary, _tokens, accuracy_reward, alignment_reward, bradley_terry,
     clip_parts, dual_reward, find_emotions, format_reward, frozen_score, graded_scores, length_penalty, likelihood_judge, make_rewards,
     pad_synonyms, perception_reward, reward_alarms, swift_rewards, verl_score)
 from affectgpt_r1.wheels import load_wheels
@@ -157,16 +157,6 @@ def test_everyday_words_do_not_count_alone():
 def test_any_text_can_be_searched(text):
     found = find_emotions(text, wheels)
     assert len(set(found)) == len(found) and set(found) <= set(wheels.vocabulary)
-
-
-def test_searching_is_fast():
-    sentence = "In the clip the woman is smiling softly and her voice is low and steady; she does not look worried or sad, over the moon in fact."
-    texts = [" ".join((sentence + " ").split() * 4)] * 1000
-    assert len(texts[0].split()) >= 100
-    find_emotions("", wheels)
-    start = time.perf_counter()
-    for t in texts: find_emotions(t, wheels)
-    assert time.perf_counter() - start < 1
 
 
 def test_dual_and_alignment():
@@ -420,26 +410,16 @@ def test_padding_is_free_and_the_penalties_see_it():
         assert ew_rewards([gold], [answer], wheels) == ew_rewards([gold], [padded], wheels)
 
 
-# speed
-
-def best_of(f, n=30):
-    def seconds():
-        start = time.perf_counter(); f()
-        return time.perf_counter() - start
-    return min(seconds() for _ in range(n))
-
-
-def test_a_group_is_scored_in_one_go():
-    "64 completions: under 1 ms beyond reading the strings"
-    rng = np.random.default_rng(0)
-    draw = lambda: list(rng.choice(["happy", "sad", "angry", "worried", "surprised", "grateful", "lonely", "proud"], 3, replace=False))
-    completions, labels = [make_target(draw()) for _ in range(64)], [draw() for _ in range(64)]
-    functions = make_rewards("acc+format", wheels, penalty="p2")[0]
-    def read():
-        functions[1](completions=completions)
-        return [answer_labels(c) for c in completions], [parse_labels(x, strict=True) for x in labels]
-    whole = best_of(lambda: [f(completions=completions, labels=labels) for f in functions])
-    assert whole - best_of(read) < .001
+def test_a_group_is_scored_in_one_go(monkeypatch):
+    "One call of the metric for all completions (benchmarks/rewards.py has the times)"
+    sizes = []
+    def counted(gold, pred, *args, **kwargs):
+        sizes.append((len(gold), len(pred)))
+        return ew_rewards(gold, pred, *args, **kwargs)
+    monkeypatch.setattr("affectgpt_r1.rewards.ew_rewards", counted)
+    completions = [make_target(x) for x in (["happy"], ["sad", "angry"], ["worried"])]*16
+    accuracy_reward(wheels, "p2")(completions=completions, labels=[["happy", "proud"]]*48)
+    assert sizes == [(48, 48)]
 
 
 # in the trainers
