@@ -31,9 +31,10 @@ lab: $(installed)
 readme: $(installed)
 	@$(py) -m tools.readme
 
-$(installed): requirements.lock settings.ini setup.py pyproject.toml
+$(installed): requirements.lock requirements-torch.lock settings.ini setup.py pyproject.toml
 	@echo "Installing into .venv: some minutes the first time"
 	@test -x $(py) || $(PYTHON) -m venv .venv
-	@$(py) -m pip install --quiet --requirement requirements.lock
+	@$(py) -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+	@$(py) -m pip install --quiet --requirement requirements-torch.lock
 	@$(py) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -110,21 +110,29 @@ def test_index_of_symbols():
     assert {m.removeprefix("affectgpt_r1.") for m in d["syms"]} == set(ORDER)
 
 
+def pins():
+    "What the two lock files pin, by name as written there"
+    lines = [ln for name in ("requirements.lock", "requirements-torch.lock") for ln in (ROOT/name).read_text().splitlines()]
+    return dict(re.fullmatch(r"([\w.-]+)==([\w.]+)(?: \\)?", ln).groups() for ln in lines if not ln.startswith(("#", "    --hash=sha256:")))
+
+
 def test_lock_pins_every_requirement():
     from packaging.requirements import Requirement
-    lines = [ln for ln in (ROOT/"requirements.lock").read_text().splitlines() if not ln.startswith("#")]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", ln) for ln in lines)
-    pins = {plain(name): version for name, version in (ln.split("==") for ln in lines)}
-    cfg = settings()
+    versions, cfg = {plain(name): version for name, version in pins().items()}, settings()
     for r in (Requirement(r) for k in cfg if k.endswith("requirements") for r in cfg[k].split()):
-        assert r.specifier.contains(pins[plain(r.name)]), r
+        assert r.specifier.contains(versions[plain(r.name)]), r
+
+
+def test_every_pin_but_torch_has_hashes():
+    text = (ROOT/"requirements.lock").read_text()
+    hashed = re.findall(r"^([\w.-]+)==[\w.]+ \\\n    --hash=sha256:[0-9a-f]{64}", text, re.M)
+    assert {*hashed} == pins().keys() - {"torch"}
 
 
 def test_lock_installs_with_the_oldest_python_that_settings_admit():
     from importlib.metadata import metadata
     from packaging.specifiers import SpecifierSet
-    names = [ln.partition("==")[0] for ln in (ROOT/"requirements.lock").read_text().splitlines() if not ln.startswith("#")]
-    asked = {name: metadata(name)["Requires-Python"] or "" for name in names}
+    asked = {name: metadata(name)["Requires-Python"] or "" for name in pins()}
     assert {} == {name: r for name, r in asked.items() if not SpecifierSet(r).contains(f"{settings()['min_python']}.0")}
 
 
