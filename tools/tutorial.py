@@ -4,7 +4,6 @@
 """
 import argparse
 import json
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -12,21 +11,22 @@ from pathlib import Path
 from papermill import PapermillExecutionError
 
 from tools.notebooks import ROOT, brief, run_notebook
-from tools.pages import inline_code, to_html, to_markdown, write_files
+from tools.pages import to_html, to_markdown, write_files
 
 NOTEBOOK = ROOT/"nbs/tutorials/pipeline.ipynb"
 
 
 def write_report(
-    nb,   # An executed notebook
-    out,  # The HTML file to write
+    nb,     # An executed notebook
+    title,
+    out,    # The HTML file to write
 ):
-    "The notebook as one page without its code and without a request to anywhere"
-    text, images = to_markdown(nb, code=False)
-    title, subtitle, body = re.match(r"# (.+)\n\n> (.+)\n((?s:.*))", text).groups()
+    "Its cells tagged `brief`, then those tagged `report`, as one page without code and without a request to anywhere"
+    nb.cells = [c for tag in ("brief", "report") for c in nb.cells if tag in c.metadata.get("tags", [])]
+    body, images = to_markdown(nb, code=False)
     with tempfile.TemporaryDirectory() as tmp:
         write_files(images, Path(tmp))
-        return to_html(body, out, {"title": title, "subtitle": inline_code(subtitle)}, resources=tmp)
+        return to_html(body, out, {"title": title, "subtitle": "What was trained, what came out, how sure that is, and what it cost"}, resources=tmp)
 
 
 def table(metrics):
@@ -59,7 +59,7 @@ def main(
     parameters = dict(preset=preset, seed=seed, mode=mode, run_dir=str(run_dir))
     try: nb = run_notebook(notebook, run_dir/"pipeline.ipynb", parameters, progress=True)
     except PapermillExecutionError as e: sys.exit(f"\n{brief(e)}\nThe notebook as far as it got: {run_dir/'pipeline.ipynb'}")
-    report = write_report(nb, run_dir/"report.html")
+    report = write_report(nb, f"AffectGPT-R1, {preset} preset, seed {seed}", run_dir/"report.html")
     metrics = json.loads(results.read_text())
     print(*table(metrics), "", f"{metrics['seconds']['total']:.0f} seconds. Report: {report}", sep="\n")
 
