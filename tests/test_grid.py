@@ -60,6 +60,8 @@ def test_runs_once_and_collects(base, grid, tmp_path):
     run()
     pd.testing.assert_frame_equal(pd.read_csv(grid.with_suffix(".csv")).drop(columns="seconds"), table.drop(columns="seconds"))
     assert (tmp_path/"runs/recall,-P2-3/record.json").stat().st_mtime_ns == kept
+    grid.write_text(GRID.replace('penalty = "p2"', 'penalty = "p1"'))
+    with pytest.raises(ValueError, match="recall,-P2-3 holds a run of another setting"): run()
 
 
 def test_what_is_wrong_is_said(base, grid, tmp_path):

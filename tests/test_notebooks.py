@@ -111,7 +111,7 @@ def stale(ran, name):
     return other + [c.source for c, old in pairs if not alike(said(c), said(old))]
 
 
-def test_stored_outputs_are_compared(tmp_path):
+def test_stored_outputs_are_compared():
     "A number that moved is seen, one that moved a little is not; so are a word, a table and a figure that is gone"
     def outputs(text, html="<td>1</td>", mime="image/png"):
         new = nbformat.v4.new_output

@@ -159,6 +159,17 @@ def test_any_text_can_be_searched(text):
     assert len(set(found)) == len(found) and set(found) <= set(wheels.vocabulary)
 
 
+def test_searching_takes_time_with_the_text():
+    "Not with its square (benchmarks/rewards.py has the time itself)"
+    sentence = "In the clip the woman is smiling softly and her voice is low and steady; she does not look worried or sad, over the moon in fact. "
+    def best(text):
+        def seconds():
+            start = time.perf_counter(); find_emotions(text, wheels)
+            return time.perf_counter() - start
+        return min(seconds() for _ in range(9))
+    assert best(sentence*400)/best(sentence*40) < 25   # ten times the text
+
+
 def test_dual_and_alignment():
     dual, align = dual_reward(wheels, "p2"), alignment_reward(wheels)
     both = "<think>{}</think><answer>{}</answer>"

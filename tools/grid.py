@@ -3,9 +3,13 @@
     for s in 0 1 2; do make tutorial ARGS="--seed $s --run-dir runs/answer$s"; done
     python -m tools.grid nbs/results/hacking.toml --base runs/{mode}{seed}
 
+    for m in answer think; do for s in 5 6 7 8 9; do make tutorial ARGS="--mode $m --seed $s --run-dir runs/$m$s"; done; done
+    python -m tools.grid nbs/results/ablation.toml --base runs/{mode}{seed}
+
 The file names the seeds, the defaults and the settings; a setting says what differs from the defaults. A run that has finished is not run again,
-and one that was interrupted goes on from its last checkpoint. The records end up beside the file: one line per run in .csv, the course of training
-in _curves.csv, the sampled answers of the first seed to a few clips in _answers.csv, and in .json what made them.
+and one that was interrupted goes on from its last checkpoint. A finished run of a setting that was changed since is an error. The records end up
+beside the file: one line per run in .csv, the course of training in _curves.csv, the sampled answers of the first seed to a few clips in
+_answers.csv, and in .json what made them. Nothing is collected where `--only` chooses some settings.
 """
 import argparse
 import json
@@ -100,7 +104,7 @@ def train(base, out, setting, seed):
         curves.groupby((curves["step"] - 1)//STEPS_PER_LINE).mean().to_csv(out/"curves.csv", index=False)
     record, shown = evaluate(model.eval(), processor, test, setting, seed)
     shown.to_csv(out/"answers.csv", index=False)
-    (out/"record.json").write_text(json.dumps(record | dict(seconds=time.perf_counter() - start)))
+    (out/"record.json").write_text(json.dumps(record | dict(seconds=time.perf_counter() - start, asked=setting)))
 
 
 def run(base, out, setting, seed):
@@ -121,12 +125,22 @@ def read_grid(path):
     return grid["seeds"], settings
 
 
+def finished(folder, setting):
+    "Has this run been made? Raises ValueError where the folder holds the run of another setting"
+    record = folder/"record.json"
+    if not record.is_file(): return False
+    if (asked := json.loads(record.read_text())["asked"]) != setting:
+        raise ValueError(f"{folder} holds a run of another setting, {asked}: delete it, or give yours another name")
+    return True
+
+
 def collect(path, jobs, command):
     "The records of all runs, beside the grid file"
     rows, curves, answers = [], [], []
     for name, seed, out in jobs:
         key = dict(setting=name, seed=seed)
-        rows.append(key | json.loads((out/"record.json").read_text()))
+        record = json.loads((out/"record.json").read_text())
+        rows.append(key | {k: x for k, x in record.items() if k != "asked"})
         if (out/"curves.csv").exists(): curves.append(pd.read_csv(out/"curves.csv").assign(**key))
         if seed == jobs[0][1]: answers.append(pd.read_csv(out/"answers.csv").assign(**key))
     pd.DataFrame(rows).round(5).to_csv(path.with_suffix(".csv"), index=False)
@@ -152,7 +166,7 @@ def main(
         if not (folder/"cold_start/config.json").is_file():
             asked = f"--mode {settings[name]['mode']} --seed {seed} --run-dir {folder}"
             raise FileNotFoundError(f'{folder}: no cold start; run make tutorial ARGS="{asked}"')
-    todo = [j for j in jobs if not (j[2]/"record.json").is_file()]
+    todo = [(name, seed, folder) for name, seed, folder in jobs if not finished(folder, settings[name])]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         started = [pool.submit(run, start[name, seed], folder, settings[name], seed) for name, seed, folder in todo]
         for job in tqdm(as_completed(started), total=len(jobs), initial=len(jobs) - len(todo), desc=path.stem, unit="run"): job.result()
