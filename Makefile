@@ -19,7 +19,7 @@ tutorial: $(installed)
 	@$(py) -m tools.tutorial $(ARGS)
 
 test: $(installed)
-	$(py) -m pytest tests --durations=15 $(ARGS)
+	$(py) -m pytest tests -n logical --maxprocesses 4 --durations=15 $(ARGS)
 
 docs: $(installed)
 	@$(py) -m tools.readme

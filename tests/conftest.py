@@ -20,6 +20,17 @@ LEFT_OUT = shutil.ignore_patterns(
     ".ipynb_checkpoints")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "With several workers, the tests of a file go to one, which makes their fixtures once; the notebooks are spread over all"
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid): return nodeid if "::test_runs[" in nodeid else nodeid.split("::")[0]
+
+    return ByFile(config, log)
+
+
 def copy_project(folder):
     "The project's files in a new folder"
     return Path(shutil.copytree(ROOT, folder, ignore=LEFT_OUT, symlinks=True))
