@@ -9,10 +9,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urldefrag
 
 import pytest
-from conftest import copy_project
+import yaml
+from conftest import ROOT, copy_project
 from test_notebooks import FETCHES, NOTEBOOKS
 
-from tools.site import CFG, page_name
+from tools.site import CFG, page_name, ways_in
 
 BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
 PAGES = [page_name(n) for n in NOTEBOOKS]
@@ -115,6 +116,15 @@ def test_links(address, page, seen):
         if target in seen: dead += [link] * bool(anchor and anchor not in seen[target]["ids"])
         elif not page.request.get(target).ok: dead.append(link)
     assert len(links) > len(PAGES) and not dead
+
+
+def test_quarto_opens_the_same_places(page):
+    "Where Quarto renders the site, the script of _quarto.yml adds to its link to the source what our own pages have"
+    script = yaml.safe_load((ROOT/"_quarto.yml").read_text())["format"]["html"]["include-after-body"][0]["text"]
+    ways = {w["text"]: w["href"] for w in ways_in("tutorials/pipeline.ipynb")}
+    page.set_content(f'<ul><li><a class="toc-action" href="{ways.pop("source")}">View source</a></li></ul>{script}')
+    shown = page.eval_on_selector_all("a", "links => links.map(a => [a.textContent, a.href])")
+    assert shown[0][0] == "View source" and dict(shown[1:]) == ways and len(ways) == 2
 
 
 def test_search(address, page):
