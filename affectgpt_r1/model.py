@@ -695,18 +695,24 @@ def memory_estimate(
         model = AffectGPTForConditionalGeneration._from_config(config, dtype=dtype).train()
         model.model.fusion.float()
         outer = get_peft_model(model, lora_config()) if lora else model
+    weights, trained = weight_bytes(outer), n_bytes(p for p in outer.parameters() if p.requires_grad)
     with FakeTensorMode():
         without_memory(outer)
         words = torch.zeros(batch, length, text.hidden_size, dtype=dtype, requires_grad=True)
         labels = torch.zeros(batch, length, dtype=torch.long)
-        layers = saved_bytes(model.model, inputs_embeds=words)
-        whole = saved_bytes(model, inputs_embeds=words, labels=labels)
-        logits = whole - layers + batch * length * text.vocab_size * 4  # what the loss keeps, and the logits' gradient
-        again = layers / text.num_hidden_layers * checkpointing         # one layer, run again on the way back
+        decoder, depth = model.model.language_model, text.num_hidden_layers
+        every = decoder.layers
+        def kept(part, layers, **more):                                 # by the first layers alone, in bytes
+            decoder.layers = every[:layers]
+            return saved_bytes(part, inputs_embeds=words, **more)
+        def stack(): return (2 - depth) * kept(model.model, 1) + (depth - 1) * kept(model.model, 2)  # each layer keeps the same
+        layers, head = stack(), kept(model, 1, labels=labels) - kept(model.model, 1)
+        logits = head + batch * length * text.vocab_size * 4            # what the loss keeps, and the logits' gradient
+        again = layers / depth * checkpointing                          # one layer, run again on the way back
         if checkpointing:
+            decoder.layers = every
             model.activation_checkpointing_enable()
-            layers = saved_bytes(model.model, inputs_embeds=words)
-    weights, trained = weight_bytes(outer), n_bytes(p for p in outer.parameters() if p.requires_grad)
+            layers = stack()
     train = weights | {"gradients": trained, "AdamW's moments": 2*trained, "activations": layers,
                        "logits or a layer again": max(logits, again)}
     write = weights | writing_bytes(text, samples, prompt, length, dtype)
