@@ -8,12 +8,13 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urldefrag
 
+import nbformat
 import pytest
 import yaml
 from conftest import ROOT, copy_project
 from test_notebooks import FETCHES, NOTEBOOKS
 
-from tools.site import CFG, page_name, ways_in
+from tools.site import CFG, front_matter, page_name, ways_in
 
 BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
 PAGES = [page_name(n) for n in NOTEBOOKS]
@@ -33,6 +34,12 @@ def site(tmp_path_factory):
     made = subprocess.run([sys.executable, "-m", "tools.site"], cwd=project, env=env, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr[-2000:]  # so it is when a link is dead
     return project/"_docs"
+
+
+def test_quarto_names_the_same_pages(site):
+    "What Quarto would render: the same notebooks, each told the name that its page has in our own build"
+    told = {n: front_matter(nbformat.read(site.parent/"_proc"/n, 4))["output-file"] for n in NOTEBOOKS}
+    assert told == {n: page_name(n).split("/")[-1] for n in NOTEBOOKS}
 
 
 class Quiet(SimpleHTTPRequestHandler):
