@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="needs the `train` extra")
 
 from peft import get_peft_model
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoProcessor, LogitsProcessor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from test_media import greys, tone, write
@@ -22,7 +23,7 @@ from affectgpt_r1.labels import QUESTIONS
 from affectgpt_r1.model import (
     FUSIONS, MEDIA_KEYS, AffectGPT, AffectGPTConfig, AffectGPTForConditionalGeneration, AffectGPTProcessor, check_frame, clip_of, clips_of,
     label_probabilities, lora_config, make_model, make_prompt, make_toy_model, memory_estimate, model_card, n_bytes, paper_config,
-    peak_bytes, splice, toy_config)
+    peak_bytes, saved_bytes, splice, toy_config, without_memory)
 from affectgpt_r1.toy import make_toy_corpus
 
 
@@ -268,6 +269,19 @@ def test_estimated_memory_is_near_the_measured(lora):
     there = n_bytes(outer.parameters()) + n_bytes(x for state in optimizer.state.values() for x in state.values())
     estimate = memory_estimate(config, batch=batch, prompt=64, completion=64, lora=lora).loc["sum", "training"] * 2**30
     assert .9 < estimate / (there + peak_bytes(step)) < 1.1
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_layers_tell_what_all_keep(checkpointing):
+    "The estimate counts on two layers of the decoder; here five are run"
+    config = toy_config(300, (3, 4, 5), 2, 1)
+    config.text_config = type(config.text_config)(**{**config.text_config.to_dict(), "num_hidden_layers": 5, "layer_types": None})
+    with torch.device("meta"): model = AffectGPTForConditionalGeneration(config).train()
+    if checkpointing: model.activation_checkpointing_enable()
+    with FakeTensorMode():
+        kept = saved_bytes(without_memory(model).model, inputs_embeds=torch.zeros(2, 24, config.text_config.hidden_size, requires_grad=True))
+    estimate = memory_estimate(config, batch=2, prompt=16, completion=8, checkpointing=checkpointing)
+    assert len(model.model.language_model.layers) == 5 and estimate.loc["activations", "training"] * 2**30 == kept
 
 
 def test_training_rows_are_padded_right_with_the_loss_on_the_reply(toy, human):
