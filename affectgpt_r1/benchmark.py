@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .evaluate import predict, read_labels
+from .evaluate import predict_clips, read_labels
 from affectgpt_r1.metrics import (
     UNIBENCH, _answer_files, _averages, _draws, _gold_file, _masks, _pair, _precision_recall, _read_answers, _read_gold, ew_interval,
     ew_score, unibench)
@@ -52,7 +52,7 @@ def write_answers(
 
 # %% ../nbs/12b_benchmark.ipynb #b018
 def predict_unibench(
-    model, processor,  # As in `predict`
+    model, processor,  # As in `predict_clips`
     root,              # Folder that holds `mer2023-dataset-process`, `meld-process` and the others
     out,               # Folder for the answers
     sets=tuple(UNIBENCH),  # Keys of the sets that are there
@@ -61,13 +61,13 @@ def predict_unibench(
     extract=None,      # Who reads the labels, as in `read_labels`
     checkpoint=0,      # Number of the checkpoint that answers
     missing="error",   # What to do with clips that lack a file, as in `load_unibench`
-    **how              # Further arguments of `predict`
+    **how              # Further arguments of `predict_clips`
 )->Path:               # `out`
     "Let a model answer the sets of MER-UniBench"
     from affectgpt_r1.data import load_unibench
     for key in sets:
         rows, replies = load_unibench(root, key, missing), Path(out) / key.lower() / f"checkpoint_{checkpoint:06d}.jsonl"
-        table = predict(model, processor, rows, mode, replies, **how)
+        table = predict_clips(model, processor, rows, mode, replies, **how)
         labels = read_labels(dict(zip(table["name"], table["reply"])), mode, extract)
         write_answers(out, key, labels, wheels or load_wheels(), checkpoint)
     return Path(out)
@@ -173,14 +173,14 @@ def unibench_table(
 
 # %% ../nbs/12b_benchmark.ipynb #b042
 def answer_cost(
-    model, processor,  # As in `predict`
+    model, processor,  # As in `predict_clips`
     dataset,           # Rows, a few dozen of them
-    **how              # Further arguments of `predict`; no `out`, for an answer that is read from a file costs nothing
+    **how              # Further arguments of `predict_clips`; no `out`, for an answer that is read from a file costs nothing
 )->dict:               # clips, seconds and tokens per clip
     "What an answer costs on this machine"
     if "out" in how: raise ValueError("leave `out` out: answers that are read from a file cost nothing")
     start = time.perf_counter()
-    replies = predict(model, processor, dataset, **how)["reply"]
+    replies = predict_clips(model, processor, dataset, **how)["reply"]
     seconds, tokens = time.perf_counter() - start, sum(len(processor.tokenizer(t)["input_ids"]) for t in replies)
     return dict(clips=len(replies), seconds_per_clip=seconds / len(replies), tokens_per_clip=tokens / len(replies))
 

@@ -58,7 +58,7 @@ def load_parts(
     squeezed = dict(size=square, do_center_crop=False) if compat else {}
     processor = AffectGPTProcessor(
         CLIPImageProcessorPil.from_pretrained(vision_path, **squeezed), Wav2Vec2FeatureExtractor.from_pretrained(audio_path),
-        tokenizer, chat_template=tokenizer.chat_template or CHAT_TEMPLATE, frame=frame, visual=visual, compat=compat)
+        tokenizer, chat_template=tokenizer.chat_template or CHAT_TEMPLATE, prompt_template=frame, visual=visual, compat=compat)
     return _assemble(config, text, vision, audio, seed), processor
 
 
@@ -166,5 +166,5 @@ def from_released(
     dtype=torch.bfloat16, # Of decoder and towers
 ):                      # (peft's model, processor)
     "The released AffectGPT as a native model"
-    model, processor = load_parts(text_path, vision_path, audio_path, dtype, frame=frame, visual=visual, compat="affectgpt")
+    model, processor = load_parts(text_path, vision_path, audio_path, dtype, prompt_template=frame, visual=visual, compat="affectgpt")
     return load_released(model, path), processor

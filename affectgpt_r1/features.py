@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 from tqdm.auto import tqdm
 
-from .model import frame_features, piece_features
+from .model import frame_features, segment_features
 
 # %% ../nbs/08_features.ipynb #c007
 class Clips(torch.utils.data.Dataset):
@@ -95,7 +95,7 @@ def train_towers(
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     towers, history = model.model, []
     for name, tower, features, x, k, has in [("vision", towers.vision_tower, frame_features, frames, 3, there[0]),
-                                             ("audio", towers.audio_tower, piece_features, pieces, 1, there[1])]:
+                                             ("audio", towers.audio_tower, segment_features, pieces, 1, there[1])]:
         history += _train_tower(name, tower, features, x[has], k, targets[has], epochs, batch_size, lr, seed, holdout)
     model.eval()
     return history

@@ -19,8 +19,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .labels import _short, parse_labels
-from .wheels import EmotionWheels, _read_npz, load_wheels
+from .labels import parse_labels
+from .messages import shorten
+from .tables import read_npz
+from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/03_metrics.ipynb #c010
 def _labels(x, who):
@@ -76,7 +78,7 @@ def _flat(answers, wheels, names):
     try: return n, wheels.rows(chain.from_iterable(answers), int(n.sum()))
     except (ValueError, TypeError):
         name, bad = next((name, x) for name, a in zip(names, answers) for x in a if not isinstance(x, str))
-        raise ValueError(f"clip {name}: labels must be strings, not {_short(bad)} ({type(bad).__name__})") from None
+        raise ValueError(f"clip {name}: labels must be strings, not {shorten(bad)} ({type(bad).__name__})") from None
 
 def _join(codes, n):
     "Bitwise or of the codes of each answer: [answers, …]"
@@ -420,7 +422,7 @@ class HitRateResult(_Score):
 # %% ../nbs/03_metrics.ipynb #c066
 def _one_word(labels, name):
     if len(labels) != 1:
-        raise ValueError(f"gold of clip {name}: hit rate needs exactly one word, not {_short(list(labels))}")
+        raise ValueError(f"gold of clip {name}: hit rate needs exactly one word, not {shorten(list(labels))}")
 
 def _hits(g, q, undefined):
     "Hit rate and mscore per wheel, and clips scored"
@@ -471,12 +473,12 @@ def _waf(gold, pred):
 
 def _polarity(name, x):
     if not isinstance(x, str):
-        raise ValueError(f"prediction of clip {name}: polarity must be a word, not {_short(x)} ({type(x).__name__})")
+        raise ValueError(f"prediction of clip {name}: polarity must be a word, not {shorten(x)} ({type(x).__name__})")
     return x
 
 def _value(name, x):
     if isinstance(x, (str, bool)) or not np.isscalar(x) or not np.isfinite(x):
-        raise ValueError(f"gold of clip {name}: sentiment must be a number, not {_short(x)}")
+        raise ValueError(f"gold of clip {name}: sentiment must be a number, not {shorten(x)}")
     return float(x)
 
 # %% ../nbs/03_metrics.ipynb #c074
@@ -529,7 +531,7 @@ def _read_openset(path):
 def _class(name, x, classes):
     "The class that gold gives by its number"
     if not isinstance(x, (int, np.integer)) or not 0 <= x < len(classes):
-        raise ValueError(f"clip {name}: {_short(x)} is no class; there are 0 to {len(classes) - 1}")
+        raise ValueError(f"clip {name}: {shorten(x)} is no class; there are 0 to {len(classes) - 1}")
     return classes[x]
 
 # %% ../nbs/03_metrics.ipynb #c079a
@@ -537,7 +539,7 @@ def _read_gold(path, key):
     "Clip -> gold of the test split"
     _, _, split, measure, classes = UNIBENCH[key]
     if path.suffix == ".csv": return _read_openset(path)
-    d, entry = _read_npz(path), "val" if measure == "WAF" else "emo"
+    d, entry = read_npz(path), "val" if measure == "WAF" else "emo"
     if split not in d: raise ValueError(f"{path} has no split {split}; it holds {', '.join(d)}")
     kept = lambda n: key != "IEMOCAPFour" or n[4] == "5"   # of IEMOCAP, Session 5 is the test
     try: gold = {n: x[entry] for n, x in d[split].items() if kept(n)}
@@ -565,12 +567,12 @@ def _answer_files(predictions, key):
 def _column(x, path):
     "The entries of a column of a result file"
     if not isinstance(x, (np.ndarray, list, tuple)):
-        raise ValueError(f"{path}: {_short(x)} is no column of names or answers")
+        raise ValueError(f"{path}: {shorten(x)} is no column of names or answers")
     return [v.decode() if isinstance(v, bytes) else v for v in (x.tolist() if isinstance(x, np.ndarray) else x)]
 
 def _read_answers(path):
     "Clip -> answer of a result file"
-    d = _read_npz(path)
+    d = read_npz(path)
     if missing := [k for k in ("filenames", "fileitems") if k not in d]:
         raise ValueError(f"{path} has no entry {', '.join(missing)}")
     names, items = (_column(d[k], path) for k in ("filenames", "fileitems"))

@@ -29,9 +29,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .labels import _check_mode, parse_labels, parse_response
+from .labels import check_mode, parse_labels, parse_response
 from .metrics import ew_rewards
-from .wheels import _table, _words, load_wheels
+from .tables import split_words, word_lines
+from .wheels import load_wheels
 
 # %% ../nbs/10_rewards.ipynb #c009
 def completion_text(
@@ -152,7 +153,7 @@ _FEEL = {"feel", "feels", "felt", "feeling"}
 _DEGREE = {"very", "so", "too", "quite", "rather", "really", "pretty", "more"}
 
 @lru_cache(maxsize=1)
-def _ordinary(): return {w for line in _table("ordinary.txt") for w in _words(line)}
+def _ordinary(): return {w for line in word_lines("ordinary.txt") for w in split_words(line)}
 
 def _is_feeling(form, words, start):
     "Does `form`, which starts at `start`, name a feeling there?"
@@ -510,7 +511,7 @@ def make_rewards(
         if recipe not in RECIPES: raise ValueError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]
     penalty, mode = _choose(recipe, "penalty", recipe.penalties, penalty), _choose(recipe, "mode", recipe.modes, mode)
-    _check_mode(mode); length_penalty(1, 1, penalty); _check(recipe, mode, judge)
+    check_mode(mode); length_penalty(1, 1, penalty); _check(recipe, mode, judge)
     functions = [COMPONENTS[c](wheels or load_wheels(), penalty, mode, judge) for c, _ in recipe.weights]
     return functions, [float(w) for _, w in recipe.weights]
 

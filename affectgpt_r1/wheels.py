@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .labels import _short, _strings, parse_labels
+from .labels import check_strings, parse_labels
+from .messages import shorten
 
 # %% ../nbs/02_wheels.ipynb #c006
 def _table(name):
@@ -62,7 +63,7 @@ class _Rows(dict):
     limit = 1_000_000   # a bound on memory: random text should not grow the table for ever
     def __missing__(self, label):
         if not isinstance(label, str):
-            raise ValueError(f"a label must be a string, not {_short(label)} ({type(label).__name__})")
+            raise ValueError(f"a label must be a string, not {shorten(label)} ({type(label).__name__})")
         row = self.get(label.lower().strip(), 0)
         if len(self) < self.limit: self[label] = row
         return row
@@ -177,7 +178,7 @@ class EmotionWheels:
         level=1,
     )->np.ndarray:  # One integer per wheel
         "The set of clusters that `labels` reach on each wheel, as a bit mask"
-        labels = parse_labels(labels, strict=True) if isinstance(labels, str) else _strings(labels)
+        labels = parse_labels(labels, strict=True) if isinstance(labels, str) else check_strings(labels)
         codes = self._codes[self._level(level)][self.rows(labels), :len(self.names)]
         return np.bitwise_or.reduce(codes, axis=0).astype(np.uint64)
 
@@ -199,7 +200,7 @@ def _read_synonyms(lines, wheel_words):
     for line in lines:
         anchors, members = map(_words, line.split(":"))
         if unknown := set(anchors) - wheel_words:
-            raise ValueError(f"synonyms.txt: {sorted(unknown)} in {_short(line)} are on no wheel")
+            raise ValueError(f"synonyms.txt: {sorted(unknown)} in {shorten(line)} are on no wheel")
         for i, word in enumerate(anchors): found.setdefault(word, []).append((i, anchors))
         for word in members: found.setdefault(word, []).append((0, anchors))
     def ordered(word):

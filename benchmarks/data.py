@@ -27,7 +27,7 @@ from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.features import FeatureCache, probe_modalities, read_features, train_towers, write_features
 from affectgpt_r1.media import _decode, _timetable, _write_video, face_boxes, read_audio, read_video
 from affectgpt_r1.metrics import ew_difference, ew_interval, ew_score
-from affectgpt_r1.model import frame_features, make_toy_model, piece_features
+from affectgpt_r1.model import frame_features, make_toy_model, segment_features
 from affectgpt_r1.toy import make_toy_corpus, oracle_scores
 from affectgpt_r1.wheels import load_wheels
 
@@ -59,7 +59,7 @@ def profile(rows, model, processor, cache):
             pixels = run("resize and scale", lambda: processor.image_processor(list(frames), return_tensors="pt")["pixel_values"])
             sound = run("scale sound", processor.sound, pieces)
             V = run("vision encoder", frame_features, towers.vision_tower, pixels[None])
-            A = run("audio encoder", piece_features, towers.audio_tower, sound[None])
+            A = run("audio encoder", segment_features, towers.audio_tower, sound[None])
             run("keep", write_features, cache.path(row), dict(video_features=V[0], audio_features=A[0]))
             run("read back", read_features, cache.path(row))
     return spent

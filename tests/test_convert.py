@@ -16,7 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from affectgpt_r1.convert import from_released, load_parts, load_released, read_released, released_state, save_released
 from affectgpt_r1.model import PLACEHOLDERS, TAGS, make_prompt, toy_config
 
-FRAME = "# {multi} {audio} {video} {subtitle} {question} #"
+PROMPT_TEMPLATE = "# {multi} {audio} {video} {subtitle} {question} #"
 
 
 def makers_tokenizer():
@@ -63,7 +63,7 @@ def released(parts, tmp_path_factory):
             state |= {f"{name}.lora_A.default.weight": torch.randn(16, into) / 8, f"{name}.lora_B.default.weight": torch.randn(out, 16) / 8}
     path = tmp_path_factory.mktemp("file") / "checkpoint_000030_loss_0.751.pth"
     torch.save(dict(model=state, optimizer={}, config={}, scaler={}, epoch=30), path)
-    base, processor = load_parts(**parts, compat="affectgpt", frame=FRAME)
+    base, processor = load_parts(**parts, compat="affectgpt", prompt_template=PROMPT_TEMPLATE)
     return dict(state=state, path=path, base=base, processor=processor)
 
 
@@ -140,7 +140,7 @@ def test_frames_are_squeezed_for_the_released_weights_and_cut_out_by_default(rel
 
 def test_converted_logits_are_those_of_the_formulas(released, parts):
     state = released["state"]
-    model, processor = from_released(released["path"], **parts, frame=FRAME, visual="frame")
+    model, processor = from_released(released["path"], **parts, prompt_template=PROMPT_TEMPLATE, visual="frame")
     V, A = torch.randn(2, 8, 40), torch.randn(2, 8, 64)
     ids = torch.tensor([processor.apply_chat_template(make_prompt(dict(name="a", video="v", audio="a", subtitle=s)), tokenize=True)[0] for s in ("one", "two")])
 
@@ -161,11 +161,11 @@ def test_converted_logits_are_those_of_the_formulas(released, parts):
 
 
 def test_there_and_back_and_through_a_native_checkpoint(released, parts, tmp_path):
-    model, _ = from_released(released["path"], **parts | dict(dtype=torch.bfloat16), frame=FRAME)
+    model, _ = from_released(released["path"], **parts | dict(dtype=torch.bfloat16), prompt_template=PROMPT_TEMPLATE)
     assert model.get_base_model().model.language_model.dtype == torch.bfloat16
     save_released(model, tmp_path / "back.pth")
     model.save_pretrained(tmp_path / "native")
-    native = PeftModel.from_pretrained(load_parts(**parts, compat="affectgpt", frame=FRAME)[0], tmp_path / "native")
+    native = PeftModel.from_pretrained(load_parts(**parts, compat="affectgpt", prompt_template=PROMPT_TEMPLATE)[0], tmp_path / "native")
     for state in (read_released(tmp_path / "back.pth"), released_state(native)):
         assert state.keys() == released["state"].keys()
         assert all(torch.equal(x, released["state"][name]) and x.dtype == torch.float32 for name, x in state.items())

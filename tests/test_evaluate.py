@@ -64,7 +64,7 @@ def model(): return small_model()
 
 
 def run(model, processor=None, batch_size=5, **more):
-    return predict(model, processor or Letters(), rows, prompt=prompt, batch_size=batch_size, max_new_tokens=6, **more)
+    return predict_clips(model, processor or Letters(), rows, prompt=prompt, batch_size=batch_size, max_new_tokens=6, **more)
 
 
 HOW = dict(greedy=dict(), sampled=dict(sample=True, seed=3), several=dict(sample=True, answers=3), shuffled=dict(sample=True, shuffle_media=True))
@@ -121,7 +121,7 @@ def test_batches_do_not_matter(model, tmp_path, how, size):
 def test_samples_follow_the_probabilities(model):
     "First tokens of 400 samples of one clip against the model's distribution, cut at top_p"
     torch, n = pytest.importorskip("torch"), 400
-    table = predict(model, Letters(), rows[:1], prompt=prompt, max_new_tokens=1, sample=True, answers=n, batch_size=n)
+    table = predict_clips(model, Letters(), rows[:1], prompt=prompt, max_new_tokens=1, sample=True, answers=n, batch_size=n)
     chat = {k: v for k, v in Letters().apply_chat_template([prompt(rows[0], "answer")]).items()}
     with torch.no_grad(): scores = model.eval()(**chat).logits[0, -1]
     model.train()
@@ -163,10 +163,10 @@ def test_seeds_and_settings(model, tmp_path):
     for other in (dict(sample=True), dict(mode="think"), dict(shuffle_media=True)):
         with pytest.raises(ValueError, match="was made otherwise"): run(model, out=tmp_path / "a.jsonl", **other)
     with pytest.raises(ValueError, match="max_new_tokens is 6 there and 7 now"):
-        predict(model, Letters(), rows, prompt=prompt, max_new_tokens=7, out=tmp_path / "a.jsonl")
+        predict_clips(model, Letters(), rows, prompt=prompt, max_new_tokens=7, out=tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match="2 greedy answers"): run(model, answers=2)
     with pytest.raises(ValueError, match="clips is"):
-        predict(model, Letters(), rows[1:], prompt=prompt, batch_size=5, max_new_tokens=6, out=tmp_path / "a.jsonl")
+        predict_clips(model, Letters(), rows[1:], prompt=prompt, batch_size=5, max_new_tokens=6, out=tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match="mode"): run(model, mode="thought")
 
 
@@ -180,11 +180,11 @@ def test_with_our_model(tmp_path):
                 (("video", model.config.vision_config.projection_dim), ("audio", model.config.audio_config.hidden_size))}
     processor.features = features
     how = dict(batch_size=8, max_new_tokens=6)
-    plain = predict(model, processor, rows, out=tmp_path / "a.jsonl", **how)
-    assert plain.equals(predict(model, processor, rows, **how))
-    assert not plain.equals(predict(model, processor, rows, shuffle_media=True, **how))
+    plain = predict_clips(model, processor, rows, out=tmp_path / "a.jsonl", **how)
+    assert plain.equals(predict_clips(model, processor, rows, **how))
+    assert not plain.equals(predict_clips(model, processor, rows, shuffle_media=True, **how))
     assert not any(x in t for t in plain["reply"] for x in ("<|im_end|>", "<|pad|>", "<video>", "assistant", "Subtitle"))
-    assert set(predict(model, processor, rows[:2], mode="think", **how)["name"]) == {"c0", "c1"}
+    assert set(predict_clips(model, processor, rows[:2], mode="think", **how)["name"]) == {"c0", "c1"}
 
 
 def test_best_of_all_choices():

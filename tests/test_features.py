@@ -296,7 +296,7 @@ def test_clips_follow_a_tower_to_its_device_batch_by_batch(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "item", lambda x: 1.)   # a loss there has no value
     towers = make_toy_model(["some words"])[0].to("meta").model
     for tower, encode, x in ((towers.vision_tower, features.frame_features, torch.zeros(6, 8, 3, 48, 48)),
-                             (towers.audio_tower, features.piece_features, torch.zeros(6, 2, 32000))):
+                             (towers.audio_tower, features.segment_features, torch.zeros(6, 2, 32000))):
         seen = []
         tower.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
         log = features._train_tower("tower", tower, encode, x, 1, torch.zeros(6, 33), 2, 2, 1e-3, 0, .5)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from affectgpt_r1 import media
 from affectgpt_r1.media import (
-    _write_video, crop_faces, face_boxes, frame_indices, piece_starts, read_audio, read_clip, read_faces, read_subtitle, read_video,
+    _write_video, crop_faces, face_boxes, frame_indices, segment_starts, read_audio, read_clip, read_faces, read_subtitle, read_video,
     read_waveform, time_indices)
 
 
@@ -59,7 +59,7 @@ def test_frame_indices(count, n):
 
 @given(st.floats(0, 600), st.integers(1, 16))
 def test_pieces_stay_inside(duration, n):
-    s = piece_starts(duration, n)
+    s = segment_starts(duration, n)
     assert len(s) == n and s[0] == 0 and (s+2 <= max(duration, 2)+1e-9).all()
 
 
@@ -91,7 +91,7 @@ def test_pieces_of_any_length(tmp_path, samples):
     ramp = np.linspace(.1, .9, samples, dtype=np.float32)
     sf.write(tmp_path/"r.wav", ramp, 16000, subtype="FLOAT")
     pieces, padded = read_audio(tmp_path/"r.wav"), np.pad(ramp, (0, max(0, 32000-samples)))
-    for piece, start in zip(pieces, piece_starts(samples/16000)):
+    for piece, start in zip(pieces, segment_starts(samples/16000)):
         np.testing.assert_array_equal(piece, padded[int(start*16000+1e-6):][:32000])
 
 
@@ -273,8 +273,8 @@ def test_a_drawn_face_is_found():
 def test_a_missing_modality_is_a_mask(folder, row, present):
     files = dict(v=folder/"a.mp4", a=folder/"a.wav")
     clip = read_clip({k: files.get(v, v) for k, v in row.items()})
-    assert clip.present == present and clip.pictures.any() == present[0] and clip.pieces.any() == present[1]
-    assert len(clip.pictures) == len(clip.pieces) == 8
+    assert clip.present == present and clip.pictures.any() == present[0] and clip.segments.any() == present[1]
+    assert len(clip.pictures) == len(clip.segments) == 8
 
 
 def test_a_named_file_that_is_not_there_is_an_error_not_a_mask(folder):

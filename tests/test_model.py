@@ -21,9 +21,9 @@ from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.grpo import AffectGRPOTrainer, grpo_rows
 from affectgpt_r1.labels import QUESTIONS
 from affectgpt_r1.model import (
-    FUSIONS, MEDIA_KEYS, AffectGPT, AffectGPTConfig, AffectGPTForConditionalGeneration, AffectGPTProcessor, check_frame, clip_of, clips_of,
+    FUSIONS, MEDIA_KEYS, AffectGPT, AffectGPTConfig, AffectGPTForConditionalGeneration, AffectGPTProcessor, check_prompt_template, clip_of, clips_of,
     label_probabilities, lora_config, make_model, make_prompt, make_toy_model, memory_estimate, model_card, n_bytes, paper_config,
-    peak_bytes, saved_bytes, splice, toy_config, without_memory)
+    peak_bytes, saved_bytes, insert_media_tokens, toy_config, without_memory)
 from affectgpt_r1.toy import make_toy_corpus
 
 
@@ -72,7 +72,7 @@ def test_saved_and_loaded_it_says_the_same(human, tmp_path, fusion):
 def test_the_processor_keeps_its_settings(toy, tmp_path):
     ours = toy[1]
     frame = "{multi}{audio}{video} {question} {subtitle}"
-    AffectGPTProcessor(ours.image_processor, ours.feature_extractor, ours.tokenizer, frame=frame, visual="face", compat="affectgpt").save_pretrained(tmp_path)
+    AffectGPTProcessor(ours.image_processor, ours.feature_extractor, ours.tokenizer, prompt_template=frame, visual="face", compat="affectgpt").save_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path)
     assert (again.frame, again.visual, again.compat) == (frame, "face", "affectgpt")
     assert again.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True) == "Hi"  # no chat around it
@@ -127,7 +127,7 @@ def test_each_distinct_clip_is_read_once_in_a_call(toy, human, monkeypatch):
 
 def test_a_prompt_without_its_placeholders_is_refused():
     with pytest.raises(ValueError, match="placeholders"):
-        splice(torch.zeros(1, 3, 4), torch.tensor([[9, 3, 4]]), torch.zeros(1, 3, 4), (3, 4, 5))
+        insert_media_tokens(torch.zeros(1, 3, 4), torch.tensor([[9, 3, 4]]), torch.zeros(1, 3, 4), (3, 4, 5))
 
 
 @pytest.mark.parametrize("clips", [1, 3])
@@ -307,7 +307,7 @@ def test_any_subtitle_stands_in_the_frame_as_it_is(toy, subtitle):
 @pytest.mark.parametrize("frame", ["", "{multi}{audio}{video}{subtitle}", "{multi}{video}{audio}{subtitle}{question}",
                                    "{multi}{audio}{video}{subtitle}{question}{question}", "{multi}{audio}{video}{subtitle}{question}{name}", "{}"])
 def test_a_wrong_frame_is_refused(frame):
-    with pytest.raises(ValueError, match="once each"): check_frame(frame)
+    with pytest.raises(ValueError, match="once each"): check_prompt_template(frame)
 
 
 def test_placeholders_are_never_written_even_where_they_are_likeliest(toy, human):

@@ -12,7 +12,7 @@ from affectgpt_r1.labels import parse_labels
 from affectgpt_r1.metrics import ew_rewards, ew_score, hit_rate, mer2025_score, ovmer_score, sentiment_score, unibench
 from affectgpt_r1 import wheels as W
 from affectgpt_r1.rewards import length_penalty, pad_synonyms
-from affectgpt_r1.wheels import _read_npz
+from affectgpt_r1.tables import read_npz
 
 repo = Path(__file__).resolve().parents[1]
 root = Path(os.environ.get("AFFECTGPT_R1_REFERENCE", repo.parent/"shared/reference"))
@@ -68,7 +68,7 @@ MELD = "anger joy sadness neutral disgust fear surprise".split()
 IEMOCAP = "happy sad neutral anger".split()
 
 def gold_of(dataset):
-    labels = _read_npz(root/f"labels/{LABELS[dataset]}.npz")
+    labels = read_npz(root/f"labels/{LABELS[dataset]}.npz")
     if dataset == "mer2023": return {n: x["emo"] for n, x in labels["test1_corpus"].items()}
     if dataset == "meld": return {n: MELD[x["emo"]] for n, x in labels["test_corpus"].items()}
     if dataset == "iemocapfour": return {n: IEMOCAP[x["emo"]] for n, x in labels["whole_corpus"].items() if n[4] == "5"}

@@ -28,11 +28,11 @@ GIVES = {"face": "video", "voice": "audio", "words": "subtitle"}   # channel of 
 
 def samples(run):
     "F of the best of k sampled answers of each stage"
-    from affectgpt_r1.evaluate import best_of, predict
+    from affectgpt_r1.evaluate import best_of, predict_clips
     from affectgpt_r1.grpo import LONGEST
     gold, rows = dict(zip(run.test["name"], run.test["labels"])), []
     for stage in STAGES:
-        table = predict(run.model(stage).eval(), run.processor, run.test, run.mode, run.folder/f"claims/{stage}.jsonl", sample=True, answers=ANSWERS,
+        table = predict_clips(run.model(stage).eval(), run.processor, run.test, run.mode, run.folder/f"claims/{stage}.jsonl", sample=True, answers=ANSWERS,
                         max_new_tokens=LONGEST[run.mode], seed=run.seed)
         rows += [dict(stage=stage, k=k, f=f) for k, f in best_of(gold, table, run.wheels, run.mode).items()]
     return pd.DataFrame(rows)
@@ -54,7 +54,7 @@ def channels(run):
     "F of cold starts that were trained and tested on some channels only, and the oracle's"
     from affectgpt_r1.coldstart import cold_start, target_text
     from affectgpt_r1.data import load_mer2025
-    from affectgpt_r1.evaluate import predict, score_predictions
+    from affectgpt_r1.evaluate import predict_clips, score_predictions
     from affectgpt_r1.grpo import LONGEST
     from affectgpt_r1.labels import QUESTIONS
     from affectgpt_r1.model import make_toy_model
@@ -69,7 +69,7 @@ def channels(run):
         for name in ("vision_tower", "audio_tower"): getattr(model.model, name).load_state_dict(getattr(towers.model, name).state_dict())
         out = run.folder/"claims"/"-".join(given)
         cold_start(model, run.processor, only(captions), out, mode=run.mode, seed=run.seed)
-        table = predict(model.eval(), run.processor, only(run.test), run.mode, out/"answers.jsonl", max_new_tokens=LONGEST[run.mode])
+        table = predict_clips(model.eval(), run.processor, only(run.test), run.mode, out/"answers.jsonl", max_new_tokens=LONGEST[run.mode])
         f = score_predictions(gold, dict(zip(table["name"], table["reply"])), run.wheels, run.mode)["ew_f"]
         rows.append(dict(given=" + ".join(given), f=f, oracle=oracle.loc[" + ".join(given), "ew_f"]))
     return pd.DataFrame(rows)

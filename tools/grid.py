@@ -71,11 +71,11 @@ def scores(gold, replies, wheels, mode):
 
 def evaluate(model, processor, test, setting, seed):
     "(scores, a few of the sampled answers) on the test clips"
-    from affectgpt_r1.evaluate import best_of, predict
+    from affectgpt_r1.evaluate import best_of, predict_clips
     from affectgpt_r1.wheels import load_wheels
     gold, wheels, mode = dict(zip(test["name"], test["labels"])), load_wheels(), setting["mode"]
     how = dict(mode=mode, max_new_tokens=setting["tokens"], seed=seed)
-    greedy, samples = predict(model, processor, test, **how), predict(model, processor, test, sample=True, answers=SAMPLES, **how)
+    greedy, samples = predict_clips(model, processor, test, **how), predict_clips(model, processor, test, sample=True, answers=SAMPLES, **how)
     def scored(table): return scores(gold, dict(zip(table["name"], table["reply"])), wheels, mode)
     sampled = pd.DataFrame([scored(table) for _, table in samples.groupby("sample")]).mean()
     record = pd.concat([pd.Series(scored(greedy)).add_prefix("greedy_"), sampled.add_prefix("sampled_"), best_of(gold, samples, wheels, mode).add_prefix("best")])

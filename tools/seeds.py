@@ -22,7 +22,7 @@ from transformers.utils import logging as hf_logging
 
 from affectgpt_r1.coldstart import cold_start, fingerprint
 from affectgpt_r1.data import load_mer2025
-from affectgpt_r1.evaluate import constant_baseline, predict, score_predictions
+from affectgpt_r1.evaluate import constant_baseline, predict_clips, score_predictions
 from affectgpt_r1.features import FeatureCache
 from affectgpt_r1.grpo import LONGEST
 from affectgpt_r1.labels import parse_response
@@ -50,7 +50,7 @@ class Run:
 
     def replies(self, model, rows, kind, out=None):
         "What a model answers, by clip"
-        table = predict(model.eval(), self.processor, rows, mode=self.mode, out=out, max_new_tokens=LONGEST[self.mode], seed=self.seed, **KINDS[kind])
+        table = predict_clips(model.eval(), self.processor, rows, mode=self.mode, out=out, max_new_tokens=LONGEST[self.mode], seed=self.seed, **KINDS[kind])
         return dict(zip(table["name"], table["reply"]))
 
     def train_sft(self, rows, out, settings):

@@ -20,7 +20,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from affectgpt_r1.coldstart import cold_start, target_text
 from affectgpt_r1.data import load_mer2025
-from affectgpt_r1.evaluate import predict, score_predictions
+from affectgpt_r1.evaluate import predict_clips, score_predictions
 from affectgpt_r1.features import FeatureCache, train_towers
 from affectgpt_r1.grpo import LONGEST, TRAINING, plan_memory, train_grpo, training_settings
 from affectgpt_r1.labels import QUESTIONS
@@ -97,7 +97,7 @@ def evaluate(run, args):
         model, processor = stage(run, name)
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         for kind, how in dict(greedy={}, sampled=dict(sample=True)).items():
-            table = predict(model, processor, test, mode=args.mode, out=run/f"predictions/{name}-{kind}.jsonl", seed=args.seed,
+            table = predict_clips(model, processor, test, mode=args.mode, out=run/f"predictions/{name}-{kind}.jsonl", seed=args.seed,
                             **dict(max_new_tokens=LONGEST[args.mode]) | args.set | how)
             scores[f"{name}, {kind}"] = score_predictions(gold, dict(zip(table["name"], table["reply"])), load_wheels(), args.mode)
             print(f"{name}, {kind}: EW F {scores[f'{name}, {kind}']['ew_f']:.3f}")
