@@ -293,7 +293,7 @@ def read_subtitle(
 class Clip:
     "What is seen and heard in a clip, and which of the two is there"
     pictures:np.ndarray # uint8 [n, height, width, 3]; black where there are none
-    pieces:np.ndarray   # float32 [n, samples] at 16 kHz; silence where there is none
+    segments:np.ndarray # float32 [n, samples] at 16 kHz; silence where there is none
     present:tuple       # (pictures, sound): are they there?
     seen:str            # What the pictures are: "frames", "face file", "face crops", "whole frames: no face found", "nothing"
 
