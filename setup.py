@@ -10,7 +10,7 @@ config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 name = cfg["lib_name"]
 extras = {k.removesuffix("_requirements"): v.split() for k, v in cfg.items() if k.endswith("_requirements")}
-extras["all"] = sorted({r for k in ("train", "media", "plots", "tables") for r in extras[k]})
+extras["all"] = sorted({r for k in ("train", "media", "plots", "tables", "judges") for r in extras[k]})
 
 setup(
     name=name,
@@ -27,7 +27,10 @@ setup(
     package_data={name: ["tables/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
-    entry_points={"nbdev": [f"{name}={name}._modidx:d"]},  # by which nbdev links `names` in prose to their pages
+    entry_points={
+        "console_scripts": [f"affectgpt-r1={name}.cli:main"],
+        "nbdev": [f"{name}={name}._modidx:d"],  # by which nbdev links `names` in prose to their pages
+    },
     classifiers=[f"Intended Audience :: {cfg['audience']}", "Programming Language :: Python :: 3"],
     zip_safe=False,
 )
