@@ -1,4 +1,6 @@
-"The notebooks: in step with the library and the README, clean, with fresh outputs; every one of them runs"
+"""The notebooks: in step with the library and the README, clean, with fresh outputs; every one of
+them runs"""
+
 import html
 import json
 import os
@@ -16,10 +18,14 @@ from tools.readme import INDEX, readme
 from tools.site import chapters
 from tools.tutorial import main
 
-NBS = ROOT/"nbs"
-NOTEBOOKS = sorted(str(p.relative_to(NBS)) for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+NBS = ROOT / "nbs"
+NOTEBOOKS = sorted(
+    str(p.relative_to(NBS)) for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+)
 PIPELINE = "tutorials/pipeline.ipynb"
-FETCHES = re.compile(r"""@import|(?:src|srcset)=["']?(?:https?:)?//|<link[^>]*href=["']?(?:https?:)?//|url\(["']?(?:https?:)?//""")
+FETCHES = re.compile(
+    r"""@import|(?:src|srcset)=["']?(?:https?:)?//|<link[^>]*href=["']?(?:https?:)?//|url\(["']?(?:https?:)?//"""
+)
 BIN = os.path.dirname(sys.executable)
 
 
@@ -39,22 +45,27 @@ def nbdev(command, folder):
 
 
 def test_library_in_step(scratch):
-    package = scratch/"affectgpt_r1"
+    package = scratch / "affectgpt_r1"
     for module in package.glob("*.py"):
-        if module.name != "__init__.py": module.unlink()
+        if module.name != "__init__.py":
+            module.unlink()
     nbdev("nbdev_export", scratch)
-    assert not changed(tree(ROOT/"affectgpt_r1", "*.py"), tree(package, "*.py")), "run nbdev_export"
+    assert not changed(tree(ROOT / "affectgpt_r1", "*.py"), tree(package, "*.py")), (
+        "run nbdev_export"
+    )
 
 
 def test_notebooks_clean(scratch):
     nbdev("nbdev_clean", scratch)
-    assert not changed(tree(NBS, "*.ipynb"), tree(scratch/"nbs", "*.ipynb")), "run nbdev_clean"
+    assert not changed(tree(NBS, "*.ipynb"), tree(scratch / "nbs", "*.ipynb")), "run nbdev_clean"
 
 
 def test_readme_in_step():
     text, images = readme()
-    assert (ROOT/"README.md").read_text(encoding="utf-8") == text, "run make readme"
-    assert all((INDEX.parent/name).read_bytes() == content for name, content in images.items()), "run make readme"
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == text, "run make readme"
+    assert all((INDEX.parent / name).read_bytes() == content for name, content in images.items()), (
+        "run make readme"
+    )
 
 
 def test_every_notebook_is_a_chapter():
@@ -63,26 +74,41 @@ def test_every_notebook_is_a_chapter():
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_title(name):
-    "nbdev turns the title's cell into front matter: other prose in that cell would be lost from the site"
-    cells = nbformat.read(NBS/name, 4).cells
+    """nbdev turns the title's cell into front matter: other prose in that cell would be lost from
+    the site"""
+    cells = nbformat.read(NBS / name, 4).cells
     title = next(c.source.strip() for c in cells if c.cell_type == "markdown")
     alone = re.fullmatch(r"# \S.*\n\n> \S.*", title) is not None
-    assert alone, "the first cell holds a title, a blank line and one line of subtitle; what follows needs a cell of its own"
+    assert alone, (
+        "the first cell holds a title, a blank line and one line of subtitle; what "
+        "follows needs a cell of its own"
+    )
 
 
 def kinds(cell):
-    "What a cell shows: printed text, or the richest form of a result; warnings and progress bars do not count"
+    """What a cell shows: printed text, or the richest form of a result; warnings and progress bars
+    do not count"""
     res = set()
     for o in cell.get("outputs", []):
         data = o.get("data", {})
-        if any("widget" in mime for mime in data): continue
-        if o.output_type == "stream": res |= {o.name} - {"stderr"}
-        else: res.add(next((m for m in ("image/png", "text/html", "text/markdown") if m in data), o.output_type))
+        if any("widget" in mime for mime in data):
+            continue
+        if o.output_type == "stream":
+            res |= {o.name} - {"stderr"}
+        else:
+            res.add(
+                next(
+                    (m for m in ("image/png", "text/html", "text/markdown") if m in data),
+                    o.output_type,
+                )
+            )
     return res
 
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
-TRAINING = re.compile(r"\b(cold_start|train_grpo|train_towers)\(")   # what comes of it depends on the processor
+TRAINING = re.compile(
+    r"\b(cold_start|train_grpo|train_towers)\("
+)  # what comes of it depends on the processor
 
 
 def said(cell):
@@ -90,62 +116,104 @@ def said(cell):
     text = []
     for o in cell.get("outputs", []):
         data = o.get("data", {})
-        if o.output_type == "stream": text.append(o.text if o.name == "stdout" else "")
-        elif "text/html" in data: text.append(re.sub(r"<style.*?</style>|<[^>]+>", " ", data["text/html"], flags=re.S))
-        elif not any("widget" in mime or mime == "image/png" for mime in data): text.append(data.get("text/plain", ""))
+        if o.output_type == "stream":
+            text.append(o.text if o.name == "stdout" else "")
+        elif "text/html" in data:
+            text.append(re.sub(r"<style.*?</style>|<[^>]+>", " ", data["text/html"], flags=re.S))
+        elif not any("widget" in mime or mime == "image/png" for mime in data):
+            text.append(data.get("text/plain", ""))
     return " ".join(" ".join(text).split())
 
 
 def alike(one, two):
     "The same words, and numbers within a twentieth, or 0.02?"
     a, b = (np.array([float(x.replace(",", "")) for x in NUMBER.findall(t)]) for t in (one, two))
-    return NUMBER.sub("#", one) == NUMBER.sub("#", two) and np.allclose(a, b, rtol=.05, atol=.02)
+    return NUMBER.sub("#", one) == NUMBER.sub("#", two) and np.allclose(a, b, rtol=0.05, atol=0.02)
 
 
 def stale(ran, name):
     "Code of the cells that showed something else when run than what is stored"
-    stored = {c.id: c for c in nbformat.read(NBS/name, 4).cells}
+    stored = {c.id: c for c in nbformat.read(NBS / name, 4).cells}
     pairs = [(c, stored[c.id]) for c in ran.cells if c.cell_type == "code" and c.id in stored]
     other = [c.source for c, old in pairs if kinds(c) != kinds(old)]
-    if any(TRAINING.search(c.source) for c, _ in pairs): return other
+    if any(TRAINING.search(c.source) for c, _ in pairs):
+        return other
     return other + [c.source for c, old in pairs if not alike(said(c), said(old))]
 
 
 def test_stored_outputs_are_compared():
-    "A number that moved is seen, one that moved a little is not; so are a word, a table and a figure that is gone"
+    """A number that moved is seen, one that moved a little is not; so are a word, a table and a
+    figure that is gone"""
+
     def outputs(text, html="<td>1</td>", mime="image/png"):
         new = nbformat.v4.new_output
-        return [new("stream", text=text), new("display_data", {"text/html": html, "text/plain": "x"}), new("display_data", {mime: ""})]
-    old, same, number, word, table, figure = (nbformat.v4.new_code_cell("f()", outputs=outputs(*x)) for x in (
-        ["F 0.500 of 1,000 clips"], ["F 0.510 of 1,001 clips"], ["F 0.560 of 1,000 clips"], ["P 0.500 of 1,000 clips"], ["F 0.500 of 1,000 clips", "<td>2</td>"],
-        ["F 0.500 of 1,000 clips", "<td>1</td>", "text/plain"]))
+        return [
+            new("stream", text=text),
+            new("display_data", {"text/html": html, "text/plain": "x"}),
+            new("display_data", {mime: ""}),
+        ]
+
+    old, same, number, word, table, figure = (
+        nbformat.v4.new_code_cell("f()", outputs=outputs(*x))
+        for x in (
+            ["F 0.500 of 1,000 clips"],
+            ["F 0.510 of 1,001 clips"],
+            ["F 0.560 of 1,000 clips"],
+            ["P 0.500 of 1,000 clips"],
+            ["F 0.500 of 1,000 clips", "<td>2</td>"],
+            ["F 0.500 of 1,000 clips", "<td>1</td>", "text/plain"],
+        )
+    )
     assert alike(said(same), said(old)) and kinds(same) == kinds(old)
-    assert not any(alike(said(x), said(old)) for x in (number, word, table)) and kinds(figure) != kinds(old)
+    assert not any(alike(said(x), said(old)) for x in (number, word, table)) and kinds(
+        figure
+    ) != kinds(old)
 
 
 @pytest.mark.parametrize("name", [n for n in NOTEBOOKS if n != PIPELINE])
 def test_runs(name, project, tmp_path, monkeypatch):
     "From top to bottom, and what it shows is what is stored in it"
     monkeypatch.setenv("PYTHONPATH", str(project))
-    ran = run_notebook(project/"nbs"/name, tmp_path/"executed.ipynb", timeout=600)
-    assert not stale(ran, name), f"outputs are missing or old: run python -m tools.notebooks nbs/{name}"
+    ran = run_notebook(project / "nbs" / name, tmp_path / "executed.ipynb", timeout=600)
+    assert not stale(ran, name), (
+        f"outputs are missing or old: run python -m tools.notebooks nbs/{name}"
+    )
 
 
 def test_pipeline(project, tmp_path, monkeypatch, capsys):
-    "The main job, small: it shows what is stored, its numbers have their names, its report asks no other host for anything"
+    """The main job, small: it shows what is stored, its numbers have their names, its report asks
+    no other host for anything"""
     monkeypatch.setenv("PYTHONPATH", str(project))
-    main(project/"nbs"/PIPELINE, preset="smoke", run_dir=tmp_path)
-    assert not stale(nbformat.read(tmp_path/"pipeline.ipynb", 4), PIPELINE)
-    metrics = json.loads((tmp_path/"metrics.json").read_text())
-    assert metrics.keys() >= {"preset", "seed", "stages", "baselines", "seconds"} and metrics["preset"] == "smoke"
+    main(project / "nbs" / PIPELINE, preset="smoke", run_dir=tmp_path)
+    assert not stale(nbformat.read(tmp_path / "pipeline.ipynb", 4), PIPELINE)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (
+        metrics.keys() >= {"preset", "seed", "stages", "baselines", "seconds"}
+        and metrics["preset"] == "smoke"
+    )
     for stage in ("cold_start", "grpo"):
         assert metrics["stages"][stage].keys() >= {
-            "ew_f", "ew_precision", "ew_recall", "mean_labels", "format_rate", "ci95", "ew_f_sampled"}
-    assert all("ew_f" in b for b in metrics["baselines"].values()) and metrics["seconds"]["total"] > 0
+            "ew_f",
+            "ew_precision",
+            "ew_recall",
+            "mean_labels",
+            "format_rate",
+            "ci95",
+            "ew_f_sampled",
+        }
+    assert (
+        all("ew_f" in b for b in metrics["baselines"].values()) and metrics["seconds"]["total"] > 0
+    )
     assert "grpo" in capsys.readouterr().out
-    report = (tmp_path/"report.html").read_text()
+    report = (tmp_path / "report.html").read_text()
     said = html.unescape(re.sub(r"<style.*?</style>|<[^>]+>", "", report, flags=re.S))
-    assert all(f"{x}." in said for x in ("What was trained", "What came out", "How sure", "What it cost")) and len(said.split()) < 600
+    assert (
+        all(
+            f"{x}." in said
+            for x in ("What was trained", "What came out", "How sure", "What it cost")
+        )
+        and len(said.split()) < 600
+    )
     assert f"{metrics['stages']['grpo']['ew_f']:.3f}" in said and "<aside" not in report
     assert "data:image/png" in report and "<script" not in report and not FETCHES.search(report)
 
@@ -155,11 +223,17 @@ def test_directives_are_honoured(tmp_path):
     code = nbformat.v4.new_code_cell
     kept = nbformat.v4.new_output("stream", text="from a GPU")
     parameters = code("n = 1", metadata={"tags": ["parameters"]})
-    nb = nbformat.v4.new_notebook(cells=[
-        parameters, code("#| cuda\n1/0", outputs=[kept]), code("#| eval: false\n1/0"), code("print(n)")])
+    nb = nbformat.v4.new_notebook(
+        cells=[
+            parameters,
+            code("#| cuda\n1/0", outputs=[kept]),
+            code("#| eval: false\n1/0"),
+            code("print(n)"),
+        ]
+    )
     nb.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
-    nbformat.write(nb, tmp_path/"in.ipynb")
-    ran = run_notebook(tmp_path/"in.ipynb", tmp_path/"out.ipynb", {"n": 5})
+    nbformat.write(nb, tmp_path / "in.ipynb")
+    ran = run_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {"n": 5})
     outputs = [[o.text for o in c.outputs] for c in ran.cells]
     assert outputs == [[], [], ["from a GPU"], [], ["5\n"]]
     assert not any("skip-execution" in c.metadata.get("tags", []) for c in ran.cells)

@@ -1,4 +1,6 @@
-"The site: built once, then served on localhost and walked in a headless browser, at the width of a desktop and of a phone"
+"""The site: built once, then served on localhost and walked in a headless browser, at the width of
+a desktop and of a phone"""
+
 import os
 import shutil
 import subprocess
@@ -18,7 +20,10 @@ from tools.site import CFG, front_matter, page_name, ways_in
 
 BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
 PAGES = [page_name(n) for n in NOTEBOOKS]
-RULES = {"runOnly": ["wcag2a", "wcag2aa"], "resultTypes": ["violations"]}  # axe's rules for WCAG 2 at the levels A and AA
+RULES = {
+    "runOnly": ["wcag2a", "wcag2aa"],
+    "resultTypes": ["violations"],
+}  # axe's rules for WCAG 2 at the levels A and AA
 LOOK = """() => ({
   links: [...document.querySelectorAll("a[href]")].map(a => a.href),
   ids: [...document.querySelectorAll("[id]")].map(e => e.id),
@@ -29,22 +34,30 @@ LOOK = """() => ({
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     "The folder of the site, built in a copy of the project"
-    project = copy_project(tmp_path_factory.mktemp("site")/"project")
+    project = copy_project(tmp_path_factory.mktemp("site") / "project")
     env = os.environ | {"PYTHONPATH": str(project)}
-    made = subprocess.run([sys.executable, "-m", "tools.site"], cwd=project, env=env, capture_output=True, text=True)
+    made = subprocess.run(
+        [sys.executable, "-m", "tools.site"], cwd=project, env=env, capture_output=True, text=True
+    )
     assert made.returncode == 0, made.stderr[-2000:]  # so it is when a link is dead
-    return project/"_docs"
+    return project / "_docs"
 
 
 def test_quarto_names_the_same_pages(site):
-    "What Quarto would render: the same notebooks, each told the name that its page has in our own build"
-    told = {n: front_matter(nbformat.read(site.parent/"_proc"/n, 4))["output-file"] for n in NOTEBOOKS}
+    """What Quarto would render: the same notebooks, each told the name that its page has in our
+    own build"""
+    told = {
+        n: front_matter(nbformat.read(site.parent / "_proc" / n, 4))["output-file"]
+        for n in NOTEBOOKS
+    }
     assert told == {n: page_name(n).split("/")[-1] for n in NOTEBOOKS}
 
 
 class Quiet(SimpleHTTPRequestHandler):
     "Serves files without a line of log for each"
-    def log_message(self, *args): pass
+
+    def log_message(self, *args):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +74,8 @@ def browser():
     "A headless Chromium; without one, the tests that need it are skipped"
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found: pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    if not found:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
     with api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
@@ -73,17 +87,26 @@ def page(browser):
     "A new tab, and in `page.faults` what went wrong in it"
     page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
     page.faults = []
-    page.on("console", lambda m: page.faults.append(m.text) if m.type in ("error", "warning") else None)
+    page.on(
+        "console", lambda m: page.faults.append(m.text) if m.type in ("error", "warning") else None
+    )
     page.on("pageerror", lambda e: page.faults.append(str(e)))
     page.on("requestfailed", lambda r: page.faults.append(r.url))
-    page.on("request", lambda r: None if r.url.startswith(("http://127.0.0.1:", "data:")) else page.faults.append(r.url))
+    page.on(
+        "request",
+        lambda r: (
+            None if r.url.startswith(("http://127.0.0.1:", "data:")) else page.faults.append(r.url)
+        ),
+    )
     yield page
     page.close()
 
 
 def violations(page):
     "What axe finds wrong with a page: rule, and the first element"
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+    )
     found = axe.Axe().run(page, options=RULES).response["violations"]
     return {v["id"]: (len(v["nodes"]), v["nodes"][0]["html"][:120]) for v in found}
 
@@ -91,16 +114,18 @@ def violations(page):
 def test_built(site):
     "A page for each notebook, none of which asks another host for anything"
     assert {str(p.relative_to(site)) for p in site.rglob("*.html")} == set(PAGES)
-    assert not [p for p in PAGES if FETCHES.search((site/p).read_text(encoding="utf-8"))]
+    assert not [p for p in PAGES if FETCHES.search((site / p).read_text(encoding="utf-8"))]
 
 
 @pytest.fixture(scope="module")
-def seen(): return {}
+def seen():
+    return {}
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_page(name, address, page, seen):
-    "Nothing fails, every picture shows, it can be read by everyone, in light and dark, and on a phone"
+    """Nothing fails, every picture shows, it can be read by everyone, in light and dark, and on a
+    phone"""
     page.goto(address + name)
     page.evaluate("() => Promise.all([...document.images].map(i => i.decode().catch(() => null)))")
     seen[address + name] = found = page.evaluate(LOOK)
@@ -109,7 +134,9 @@ def test_page(name, address, page, seen):
     page.set_viewport_size({"width": 390, "height": 844})
     page.emulate_media(color_scheme="dark")
     page.reload()
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390, "it must be pushed sideways on a phone"
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390, (
+        "it must be pushed sideways on a phone"
+    )
     assert not page.locator("#menu").get_attribute("open") and violations(page) == {}
 
 
@@ -120,16 +147,24 @@ def test_links(address, page, seen):
     dead = []
     for link in links:
         target, anchor = urldefrag(link)
-        if target in seen: dead += [link] * bool(anchor and anchor not in seen[target]["ids"])
-        elif not page.request.get(target).ok: dead.append(link)
+        if target in seen:
+            dead += [link] * bool(anchor and anchor not in seen[target]["ids"])
+        elif not page.request.get(target).ok:
+            dead.append(link)
     assert len(links) > len(PAGES) and not dead
 
 
 def test_quarto_opens_the_same_places(page):
-    "Where Quarto renders the site, the script of _quarto.yml adds to its link to the source what our own pages have"
-    script = yaml.safe_load((ROOT/"_quarto.yml").read_text())["format"]["html"]["include-after-body"][0]["text"]
+    """Where Quarto renders the site, the script of _quarto.yml adds to its link to the source what
+    our own pages have"""
+    script = yaml.safe_load((ROOT / "_quarto.yml").read_text())["format"]["html"][
+        "include-after-body"
+    ][0]["text"]
     ways = {w["text"]: w["href"] for w in ways_in("tutorials/pipeline.ipynb")}
-    page.set_content(f'<ul><li><a class="toc-action" href="{ways.pop("source")}">View source</a></li></ul>{script}')
+    page.set_content(
+        f'<ul><li><a class="toc-action" href="{ways.pop("source")}">View '
+        f'source</a></li></ul>{script}'
+    )
     shown = page.eval_on_selector_all("a", "links => links.map(a => [a.textContent, a.href])")
     assert shown[0][0] == "View source" and dict(shown[1:]) == ways and len(ways) == 2
 
@@ -157,5 +192,8 @@ def test_dark_is_kept(address, page):
 def test_ways_in(site):
     "Each page links to its notebook, where the settings say that the repository is"
     for name in NOTEBOOKS:
-        text = (site/page_name(name)).read_text(encoding="utf-8")
-        assert f'href="{CFG.git_url}/blob/{CFG.branch}/nbs/{name}"' in text and f"/lab/tree/{name}" in text
+        text = (site / page_name(name)).read_text(encoding="utf-8")
+        assert (
+            f'href="{CFG.git_url}/blob/{CFG.branch}/nbs/{name}"' in text
+            and f"/lab/tree/{name}" in text
+        )

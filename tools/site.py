@@ -1,7 +1,8 @@
-"""The site without Quarto: nbdev processes the notebooks, pandoc renders them, in the order of _quarto.yml
+"""The site without Quarto: nbdev processes the notebooks, pandoc renders them
 
-    python -m tools.site
+python -m tools.site
 """
+
 import html
 import json
 import re
@@ -19,7 +20,7 @@ from tools.notebooks import ROOT
 from tools.pages import HERE, inline_code, to_html, to_markdown, write_files
 
 CFG = get_config(path=ROOT)
-OUT = ROOT/CFG.doc_path.name
+OUT = ROOT / CFG.doc_path.name
 HOST = f"{CFG.doc_host}{CFG.doc_baseurl}/"
 LAB = "http://localhost:8888/lab/tree/"
 COLAB = CFG.git_url.replace("https://github.com/", "https://colab.research.google.com/github/")
@@ -28,29 +29,42 @@ HEADINGS = ["h1", "h2", "h3", "h4"]
 
 def chapters():
     "The sidebar of _quarto.yml: pairs of a part's name and its notebooks"
-    contents = yaml.safe_load((ROOT/"_quarto.yml").read_text())["website"]["sidebar"]["contents"]
+    contents = yaml.safe_load((ROOT / "_quarto.yml").read_text())["website"]["sidebar"]["contents"]
     loose = [c["href"] for c in contents if "href" in c]
     return [("", loose)] + [(c["section"], c["contents"]) for c in contents if "section" in c]
 
 
 def page_name(
-    notebook, # Path of a notebook, or a link to one
+    notebook,  # Path of a notebook, or a link to one
 ):
     "Where nbdev and Quarto put its page: `04_media.ipynb` becomes `media.html`"
     folder, _, name = notebook.rpartition("/")
-    return f"{folder}/" * bool(folder) + re.sub(r"^\d+[a-z]?_", "", name).removesuffix(".ipynb") + ".html"
+    return (
+        f"{folder}/" * bool(folder)
+        + re.sub(r"^\d+[a-z]?_", "", name).removesuffix(".ipynb")
+        + ".html"
+    )
 
 
 def front_matter(nb):
     "The title and description that nbdev wrote into the first cell"
-    return yaml.safe_load(nb.cells[0].source.strip().strip("-")) if nb.cells[0].cell_type == "raw" else {}
+    return (
+        yaml.safe_load(nb.cells[0].source.strip().strip("-"))
+        if nb.cells[0].cell_type == "raw"
+        else {}
+    )
 
 
 def relative_links(text, root):
-    "Links to the site's address and to notebooks as links between the pages; names in code without their links"
+    """Links to the site's address and to notebooks as links between the pages; names in code
+    without their links"""
     fence = r"^(`{3,})python\n.*?^\1$"
-    text = re.sub(fence, lambda m: re.sub(r"\[(`[^`]+`)\]\([^)]*\)", r"\1", m[0]), text, flags=re.M | re.S)
-    text = re.sub(r"(\.html#\w+)\.[\w.]+(?=\))", r"\1", text)  # a method is described with its class
+    text = re.sub(
+        fence, lambda m: re.sub(r"\[(`[^`]+`)\]\([^)]*\)", r"\1", m[0]), text, flags=re.M | re.S
+    )
+    text = re.sub(
+        r"(\.html#\w+)\.[\w.]+(?=\))", r"\1", text
+    )  # a method is described with its class
     text = text.replace(HOST, root)
     link = r"\]\((?!https?:)([^)#\s]+\.ipynb)(?=[)#])"
     return re.sub(link, lambda m: f"]({page_name(m[1])}", text)
@@ -62,68 +76,113 @@ def dead_links():
     for page, text in pages.items():
         for href in re.findall(r'(?:href|src)="(?!https?:|data:|mailto:)([^"]+)"', text):
             name, _, anchor = href.partition("#")
-            target = (page.parent/name).resolve() if name else page
-            if not target.is_file(): yield f"{page.relative_to(OUT)}: {href}"
-            elif anchor and f'id="{anchor}"' not in pages.get(target, ""): yield f"{page.relative_to(OUT)}: {href}"
+            target = (page.parent / name).resolve() if name else page
+            if not target.is_file():
+                yield f"{page.relative_to(OUT)}: {href}"
+            elif anchor and f'id="{anchor}"' not in pages.get(target, ""):
+                yield f"{page.relative_to(OUT)}: {href}"
 
 
 def ways_in(name):
     "Links that open a notebook: its source, and the places to run it"
-    return [{"text": "source", "href": f"{CFG.git_url}/blob/{CFG.branch}/nbs/{name}"},
-            {"text": "JupyterLab", "href": LAB + name, "hint": "on your machine, while make lab is running"},
-            {"text": "Colab", "href": f"{COLAB}/blob/{CFG.branch}/nbs/{name}"}]
+    return [
+        {"text": "source", "href": f"{CFG.git_url}/blob/{CFG.branch}/nbs/{name}"},
+        {
+            "text": "JupyterLab",
+            "href": LAB + name,
+            "hint": "on your machine, while make lab is running",
+        },
+        {"text": "Colab", "href": f"{COLAB}/blob/{CFG.branch}/nbs/{name}"},
+    ]
 
 
 def sections(page):
     "What the search finds on a page: each heading with the prose below it"
-    soup = BeautifulSoup((OUT/page).read_text(encoding="utf-8"), "html.parser")
-    for links in soup.select(".open"): links.decompose()
+    soup = BeautifulSoup((OUT / page).read_text(encoding="utf-8"), "html.parser")
+    for links in soup.select(".open"):
+        links.decompose()
     title, found = soup.h1.get_text(), []
     for part in soup.main.find_all([*HEADINGS, "p", "li", "td", "figcaption"]):
         text = " ".join(part.get_text().split())
-        if part.name not in HEADINGS: found[-1]["text"] += text + " "
-        else: found.append({"page": title, "heading": text, "href": page + f"#{part.get('id')}" * (part.name != "h1"), "text": ""})
+        if part.name not in HEADINGS:
+            found[-1]["text"] += text + " "
+        else:
+            found.append(
+                {
+                    "page": title,
+                    "heading": text,
+                    "href": page + f"#{part.get('id')}" * (part.name != "h1"),
+                    "text": "",
+                }
+            )
     return found
 
 
 def frame(
-    name,   # The notebook
+    name,  # The notebook
     parts,  # From `chapters`
     entry,  # Notebook -> title and address in the navigation
     about,  # Notebook -> its front matter
 ):
     "What page.html puts around the text of a page"
     names, page = [n for _, part in parts for n in part], entry[name]["href"]
-    at, title, text = names.index(name), about[name]["title"].replace("`", ""), about[name]["description"]
-    neighbours = {"previous": names[at-1:at], "next": names[at+1:at+2]}
-    sidebar = [{"name": part, "pages": [entry[n] | ({"here": True} if n == name else {}) for n in group]} for part, group in parts]
+    at, title, text = (
+        names.index(name),
+        about[name]["title"].replace("`", ""),
+        about[name]["description"],
+    )
+    neighbours = {"previous": names[at - 1 : at], "next": names[at + 1 : at + 2]}
+    sidebar = [
+        {"name": part, "pages": [entry[n] | ({"here": True} if n == name else {}) for n in group]}
+        for part, group in parts
+    ]
     return {k: entry[n] for k, found in neighbours.items() for n in found} | {
-        "title": title, "subtitle": inline_code(text), "description": html.escape(text.replace("`", "")),
-        "site": CFG.title * (title != CFG.title), "brand": CFG.title, "host": HOST, "address": HOST + page,
-        "open": ways_in(name), "root": "../" * page.count("/"), "parts": sidebar}
+        "title": title,
+        "subtitle": inline_code(text),
+        "description": html.escape(text.replace("`", "")),
+        "site": CFG.title * (title != CFG.title),
+        "brand": CFG.title,
+        "host": HOST,
+        "address": HOST + page,
+        "open": ways_in(name),
+        "root": "../" * page.count("/"),
+        "parts": sidebar,
+    }
 
 
 def build():
     "Render every chapter into the folder of the site"
     cache, parts = Path(proc_nbs(n_workers=0, force=True)), chapters()
-    nbs = {n: nbformat.read(cache/n, 4) for _, part in parts for n in part}
-    about = {n: {"title": Path(n).stem, "description": ""} | front_matter(nb) for n, nb in nbs.items()}
-    entry = {n: {"href": page_name(n), "title": "Home" if n == CFG.readme_nb else about[n]["title"].replace("`", "")} for n in nbs}
+    nbs = {n: nbformat.read(cache / n, 4) for _, part in parts for n in part}
+    about = {
+        n: {"title": Path(n).stem, "description": ""} | front_matter(nb) for n, nb in nbs.items()
+    }
+    entry = {
+        n: {
+            "href": page_name(n),
+            "title": "Home" if n == CFG.readme_nb else about[n]["title"].replace("`", ""),
+        }
+        for n in nbs
+    }
     shutil.rmtree(OUT, ignore_errors=True)
     pictures = [p for p in CFG.nbs_path.rglob("*") if p.suffix in {".png", ".svg", ".jpg", ".gif"}]
     write_files({p.relative_to(CFG.nbs_path): p.read_bytes() for p in pictures}, OUT)
     for name, nb in nbs.items():
-        page, around = OUT/entry[name]["href"], frame(name, parts, entry, about)
+        page, around = OUT / entry[name]["href"], frame(name, parts, entry, about)
         text, images = to_markdown(nb, files=f"{page.stem}_files")
         write_files(images, page.parent)
         to_html(relative_links(text, around["root"]), page, around)
-    for name in ("page.css", "page.js"): shutil.copy(HERE/name, OUT)
+    for name in ("page.css", "page.js"):
+        shutil.copy(HERE / name, OUT)
     index = [s for n in nbs for s in sections(entry[n]["href"])]
-    (OUT/"search.js").write_text(f"window.sections = {json.dumps(index, ensure_ascii=False)}\n", encoding="utf-8")
-    return OUT/"index.html"
+    (OUT / "search.js").write_text(
+        f"window.sections = {json.dumps(index, ensure_ascii=False)}\n", encoding="utf-8"
+    )
+    return OUT / "index.html"
 
 
 if __name__ == "__main__":
     index = build()
-    if dead := list(dead_links()): sys.exit("Dead links:\n  " + "\n  ".join(dead))
+    if dead := list(dead_links()):
+        sys.exit("Dead links:\n  " + "\n  ".join(dead))
     print(f"The site: {index}")

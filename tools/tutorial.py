@@ -1,7 +1,8 @@
 """The main job: run the pipeline notebook from data to report, then say what came of it
 
-    python -m tools.tutorial --seed 1 --mode think
+python -m tools.tutorial --seed 1 --mode think
 """
+
 import argparse
 import json
 import sys
@@ -13,61 +14,93 @@ from papermill import PapermillExecutionError
 from tools.notebooks import ROOT, brief, run_notebook
 from tools.pages import to_html, to_markdown, write_files
 
-NOTEBOOK = ROOT/"nbs/tutorials/pipeline.ipynb"
+NOTEBOOK = ROOT / "nbs/tutorials/pipeline.ipynb"
 
 
 def write_report(
-    nb,     # An executed notebook
+    nb,  # An executed notebook
     title,
-    out,    # The HTML file to write
+    out,  # The HTML file to write
 ):
-    "Its cells tagged `brief`, then those tagged `report`, as one page without code and without a request to anywhere"
-    nb.cells = [c for tag in ("brief", "report") for c in nb.cells if tag in c.metadata.get("tags", [])]
+    """Its cells tagged `brief`, then those tagged `report`, as one page without code and without a
+    request to anywhere"""
+    nb.cells = [
+        c for tag in ("brief", "report") for c in nb.cells if tag in c.metadata.get("tags", [])
+    ]
     body, images = to_markdown(nb, code=False)
     with tempfile.TemporaryDirectory() as tmp:
         write_files(images, Path(tmp))
-        return to_html(body, out, {"title": title, "subtitle": "What was trained, what came out, how sure that is, and what it cost"}, resources=tmp)
+        return to_html(
+            body,
+            out,
+            {
+                "title": title,
+                "subtitle": "What was trained, what came out, how sure that is, and what it cost",
+            },
+            resources=tmp,
+        )
 
 
 def table(metrics):
     "The lines of a short table of `metrics.json`"
-    yield f"{'on held-out clips':24}{'EW F':>8}{'95 % interval':>18}{'sampled':>10}{'words':>8}{'format':>8}"
+    head = f"{'on held-out clips':24}{'EW F':>8}{'95 % interval':>18}"
+    yield head + f"{'sampled':>10}{'words':>8}{'format':>8}"
     for name, b in metrics["baselines"].items():
         yield f"{name.replace('_', ' '):24}{b['ew_f']:8.3f}"
     for name, s in metrics["stages"].items():
         low, high = s["ci95"]
         interval = f"{low:.3f} to {high:.3f}"
-        yield (f"{name.replace('_', ' '):24}{s['ew_f']:8.3f}{interval:>18}{s['ew_f_sampled']:10.3f}"
-               f"{s['mean_labels']:8.1f}{s['format_rate']:8.2f}")
-    yield "".join(f"\n{name.replace('_', ' ')} with another clip's media: {s['ew_f_media_shuffled']:.3f}" for name, s in metrics["stages"].items())
+        yield (
+            f"{name.replace('_', ' '):24}{s['ew_f']:8.3f}{interval:>18}{s['ew_f_sampled']:10.3f}"
+            f"{s['mean_labels']:8.1f}{s['format_rate']:8.2f}"
+        )
+    yield "".join(
+        f"\n{name.replace('_', ' ')} with another clip's media: {s['ew_f_media_shuffled']:.3f}"
+        for name, s in metrics["stages"].items()
+    )
 
 
 def main(
-    notebook=NOTEBOOK,       # The pipeline
-    preset="toy",            # How large: "toy", or "smoke" for a trial in a minute
-    seed=0,                  # Seed of every stage
-    mode="answer",           # "answer", or "think" to reason first
-    run_dir=None,            # Where everything is written: runs/tutorial, or by default a folder named by what differs from it
+    notebook=NOTEBOOK,  # The pipeline
+    preset="toy",  # How large: "toy", or "smoke" for a trial in a minute
+    seed=0,  # Seed of every stage
+    mode="answer",  # "answer", or "think" to reason first
+    # Where everything is written: runs/tutorial, or by default a folder named by what differs from
+    # it
+    run_dir=None,
 ):
     "Run, write the report, print the table"
     asked = dict(preset=(preset, "toy"), seed=(seed, 0), mode=(mode, "answer"))
     unusual = [f"{name}-{value}" for name, (value, usual) in asked.items() if value != usual]
     run_dir = Path(run_dir or "-".join(["runs/tutorial", *unusual])).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
-    results = run_dir/"metrics.json"
+    results = run_dir / "metrics.json"
     results.unlink(missing_ok=True)
     parameters = dict(preset=preset, seed=seed, mode=mode, run_dir=str(run_dir))
-    try: nb = run_notebook(notebook, run_dir/"pipeline.ipynb", parameters, progress=True)
-    except PapermillExecutionError as e: sys.exit(f"\n{brief(e)}\nThe notebook as far as it got: {run_dir/'pipeline.ipynb'}")
-    report = write_report(nb, f"AffectGPT-R1, {preset} preset, seed {seed}", run_dir/"report.html")
+    try:
+        nb = run_notebook(notebook, run_dir / "pipeline.ipynb", parameters, progress=True)
+    except PapermillExecutionError as e:
+        sys.exit(f"\n{brief(e)}\nThe notebook as far as it got: {run_dir / 'pipeline.ipynb'}")
+    report = write_report(
+        nb, f"AffectGPT-R1, {preset} preset, seed {seed}", run_dir / "report.html"
+    )
     metrics = json.loads(results.read_text())
-    print(*table(metrics), "", f"{metrics['seconds']['total']:.0f} seconds. Report: {report}", sep="\n")
+    print(
+        *table(metrics),
+        "",
+        f"{metrics['seconds']['total']:.0f} seconds. Report: {report}",
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     ap.add_argument("--preset", default="toy", choices=["toy", "smoke"])
     ap.add_argument("--seed", default=0, type=int)
     ap.add_argument("--mode", default="answer", choices=["answer", "think"])
-    ap.add_argument("--run-dir", help="runs/tutorial, with what differs from the defaults in its name")
+    ap.add_argument(
+        "--run-dir", help="runs/tutorial, with what differs from the defaults in its name"
+    )
     main(**vars(ap.parse_args()))
