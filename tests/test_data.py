@@ -1,4 +1,4 @@
-"Data: every layout is read as it is, or refused in one error that names what is wrong; pickles cannot run anything"
+"Data: every layout is read, or refused in one error that names what is wrong; pickles run nothing"
 import os
 import shutil
 from pathlib import Path
@@ -10,13 +10,15 @@ import soundfile as sf
 from test_media import greys, tone, write
 
 from affectgpt_r1.data import (
-    COLUMNS, TRACKS, UNIBENCH_FOLDERS, check_leakage, check_media, load_folder, load_mer2025, load_mer2026, load_unibench, read_npz, rl_split,
-    shared_clips)
-from affectgpt_r1.metrics import UNIBENCH
+    COLUMNS, TRACKS, load_folder, load_mer2025, load_mer2026, load_unibench, read_npz)
+from affectgpt_r1.splits import check_leakage, check_media, rl_split, shared_clips
+from affectgpt_r1.unibench import UNIBENCH
 
-REFERENCE = Path(os.environ.get("AFFECTGPT_R1_REFERENCE", Path(__file__).resolve().parents[1].parent/"shared/reference"))
+BESIDE = Path(__file__).resolve().parents[1].parent/"shared/reference"
+REFERENCE = Path(os.environ.get("AFFECTGPT_R1_REFERENCE", BESIDE))
 needs_reference = pytest.mark.skipif(
-    not (REFERENCE/"labels").is_dir(), reason=f"the authors' files are not in {REFERENCE}; name their folder in AFFECTGPT_R1_REFERENCE")
+    not (REFERENCE/"labels").is_dir(),
+    reason=f"the authors' files are not in {REFERENCE}; set AFFECTGPT_R1_REFERENCE to their folder")
 pytestmark = pytest.mark.filterwarnings("ignore:.*the published set has")
 
 
@@ -36,55 +38,75 @@ def place(media, folder, names, suffix):
     for n in names: shutil.copy(media/f"clip{suffix}", folder/f"{n}{suffix}")
 
 
-def table(path, **columns): pd.DataFrame(columns).to_csv(path, index=False)
+def table(path, **columns):
+    "A csv file"
+    pd.DataFrame(columns).to_csv(path, index=False)
 
 
 def mer_folder(root, media, corpus, **names):
     "A miniature of a MER2025 or MER2026 folder: all tracks, or those of `names`"
     names = names or {track: [f"{track}_00000", f"{track}_00001"] for track in TRACKS[corpus]}
     every = [n for ns in names.values() for n in ns]
-    place(media, root/"video", every, ".mp4"); place(media, root/"audio", every, ".wav")
+    place(media, root/"video", every, ".mp4")
+    place(media, root/"audio", every, ".wav")
     for n in every: place(media, root/"openface_face"/n, [n], ".npy")
-    table(root/"subtitle_chieng.csv", name=every, chinese=["你好"]*len(every), english=[f"words of {n}" for n in every])
-    for track, ns in names.items():
-        file, column, reasons, _ = TRACKS[corpus][track]
-        table(root/file, name=ns, **({column: dict(openset="['happy', 'warm']", discrete="happy")[column]} if column else {}))
-        if reasons: table(root/reasons, name=ns, reason="The mouth smiles.")
+    english = [f"words of {n}" for n in every]
+    table(root/"subtitle_chieng.csv", name=every, chinese=["你好"]*len(every), english=english)
+    cells = dict(openset="['happy', 'warm']", discrete="happy")
+    for name, ns in names.items():
+        track = TRACKS[corpus][name]
+        labels = {track.column: cells[track.column]} if track.column else {}
+        table(root/track.label_file, name=ns, **labels)
+        if track.reason_file: table(root/track.reason_file, name=ns, reason="The mouth smiles.")
     return root
 
 
-GOLD = dict(MER2023=["happy", "worried"], MER2024=["angry", "neutral"], MELD=[0, 6], IEMOCAPFour=[3, 0], CMUMOSI=[-1.8, 0.], CMUMOSEI=[3., -3], SIMS=[.4, -.2],
-            SIMSv2=[1., -1], OVMERDPlus=["['calm', 'at ease']", "[]"])
+GOLD = dict(
+    MER2023=["happy", "worried"], MER2024=["angry", "neutral"], MELD=[0, 6], IEMOCAPFour=[3, 0],
+    CMUMOSI=[-1.8, 0.], CMUMOSEI=[3., -3], SIMS=[.4, -.2], SIMSv2=[1., -1],
+    OVMERDPlus=["['calm', 'at ease']", "[]"])
 READ = GOLD | dict(MELD=["anger", "surprise"], IEMOCAPFour=["anger", "happy"])
 
 
-def set_names(key): return ["Ses05F_impro01_F000", "Ses05M_script01_M001"] if key == "IEMOCAPFour" else [f"{key} one", f"{key}_二"]
+def set_names(key):
+    "The two clips of a miniature of a test set"
+    if key == "IEMOCAPFour": return ["Ses05F_impro01_F000", "Ses05M_script01_M001"]
+    return [f"{key} one", f"{key}_二"]
 
 
 def write_labels(path, key, gold):
     "The label file of a test set, with clips of other splits in it"
     if key == "OVMERDPlus": return table(path, name=list(gold), openset=list(gold.values()))
-    def entry(g): return dict(emo=g, val=-10) if UNIBENCH[key][3] == "hit rate" else dict(emo=0, val=g)
+    is_word = UNIBENCH[key].measure == "hit rate"
+    def entry(g): return dict(emo=g, val=-10) if is_word else dict(emo=0, val=g)
     others = {"Ses01F_impro01_F000": dict(emo=0, val=-10)} if key == "IEMOCAPFour" else {}
-    np.savez(path, train_corpus={"other": entry(0)}, **{UNIBENCH[key][2]: {n: entry(g) for n, g in gold.items()} | others})
+    entries = {n: entry(g) for n, g in gold.items()} | others
+    np.savez(path, train_corpus={"other": entry(0)}, **{UNIBENCH[key].split: entries})
 
 
 def set_folder(root, media, key):
     "A miniature of a test set; gives the folder that holds its folder"
-    folder, subtitles, column, audio, video, _ = UNIBENCH_FOLDERS[key]
-    names = set_names(key)
-    place(media, root/folder/audio, names, ".wav"); place(media, root/folder/video, names, ".avi" if key == "IEMOCAPFour" else ".mp4")
-    place(media, root/folder/"openface_face", names[:1], ".npy")
-    table(root/folder/subtitles, name=names, **{column: [f"words of {n}" for n in names]})
-    write_labels(root/folder/UNIBENCH[key][1], key, dict(zip(names, GOLD[key])))
+    test_set, names = UNIBENCH[key], set_names(key)
+    folder = root/test_set.folder
+    place(media, folder/test_set.audio_folder, names, ".wav")
+    place(media, folder/test_set.video_folder, names, ".avi" if key == "IEMOCAPFour" else ".mp4")
+    place(media, folder/"openface_face", names[:1], ".npy")
+    words = {test_set.subtitle_column: [f"words of {n}" for n in names]}
+    table(folder/test_set.subtitle_file, name=names, **words)
+    write_labels(folder/test_set.label_file, key, dict(zip(names, GOLD[key])))
     return root
 
 
 @pytest.fixture
-def corpus(media, tmp_path): return mer_folder(tmp_path/"mer2025", media, "MER2025", human=["human_00000", "human_00001"], ovmerd=["sample_00000", "sample_00001"])
+def corpus(media, tmp_path):
+    "Two tracks of MER2025, two clips each"
+    return mer_folder(tmp_path/"mer2025", media, "MER2025", human=["human_00000", "human_00001"],
+                      ovmerd=["sample_00000", "sample_00001"])
 
 
-def rewrite(path, change): path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+def rewrite(path, change):
+    "A file after a change of its text"
+    path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 @pytest.mark.parametrize("corpus,track", [(c, t) for c, ts in TRACKS.items() for t in ts])
@@ -92,52 +114,73 @@ def test_every_track(media, tmp_path, corpus, track):
     load = dict(MER2025=load_mer2025, MER2026=load_mer2026)[corpus]
     ds = load(mer_folder(tmp_path, media, corpus), track)
     name = f"{track}_00000"
-    assert ds.column_names == list(COLUMNS) and ds["name"][:] == [name, f"{track}_00001"] and set(ds["split"]) == {track}
+    assert ds.column_names == list(COLUMNS)
+    assert ds["name"][:] == [name, f"{track}_00001"] and set(ds["split"]) == {track}
     row = ds[0]
-    assert (row["video"], row["audio"], row["face"]) == tuple(str(tmp_path/f) for f in (f"video/{name}.mp4", f"audio/{name}.wav", f"openface_face/{name}/{name}.npy"))
-    assert (row["subtitle"], row["language"], row["valence"]) == (f"words of {name}", "en", None)
-    assert row["labels"] == dict(openset=["happy", "warm"], discrete=["happy"]).get(TRACKS[corpus][track][1], [])
-    assert bool(row["description"]) == bool(TRACKS[corpus][track][2])
+    assert row["video"] == str(tmp_path/f"video/{name}.mp4")
+    assert row["audio"] == str(tmp_path/f"audio/{name}.wav")
+    assert row["face"] == str(tmp_path/f"openface_face/{name}/{name}.npy")
+    assert row["subtitle"] == f"words of {name}"
+    assert (row["language"], row["valence"]) == ("en", None)
+    labels = dict(openset=["happy", "warm"], discrete=["happy"])
+    assert row["labels"] == labels.get(TRACKS[corpus][track].column, [])
+    assert bool(row["description"]) == bool(TRACKS[corpus][track].reason_file)
     assert check_media(ds, progress=False) is ds
 
 
 @pytest.mark.parametrize("key", UNIBENCH)
 def test_every_set_of_unibench(media, tmp_path, key):
-    folder, _, column, audio, video, published = UNIBENCH_FOLDERS[key]
-    with pytest.warns(UserWarning, match=f"the {key} test set: 2 clips; the published set has {published:,}"): ds = load_unibench(set_folder(tmp_path, media, key), key)
-    names, kind = set_names(key), UNIBENCH[key][3]
+    test_set, names = UNIBENCH[key], set_names(key)
+    folder, suffix = tmp_path/test_set.folder, ".avi" if key == "IEMOCAPFour" else ".mp4"
+    report = f"the {key} test set: 2 clips; the published set has {test_set.n_clips:,}"
+    with pytest.warns(UserWarning, match=report):
+        ds = load_unibench(set_folder(tmp_path, media, key), key)
+    assert report in ds.info.description
     assert ds.column_names == list(COLUMNS) and ds["name"][:] == names and set(ds["split"]) == {key}
-    assert f"2 clips; the published set has {published:,}" in ds.info.description
     row = ds[0]
-    assert row["video"] == str(tmp_path/folder/video/f"{names[0]}{'.avi' if key == 'IEMOCAPFour' else '.mp4'}") and row["audio"] == str(tmp_path/folder/audio/f"{names[0]}.wav")
-    assert ds["face"][:] == [str(tmp_path/folder/f"openface_face/{names[0]}.npy"), ""]
-    assert row["subtitle"] == f"words of {names[0]}" and row["language"] == ("zh" if column == "chinese" else "en")
-    if kind == "WAF": assert ds["valence"][:] == GOLD[key] and ds["labels"][:] == [[], []]
-    else: assert ds["labels"][:] == ([["calm", "at ease"], ["neutral"]] if kind == "EW F" else [[x] for x in READ[key]]) and ds["valence"][:] == [None, None]
+    assert row["video"] == str(folder/test_set.video_folder/f"{names[0]}{suffix}")
+    assert row["audio"] == str(folder/test_set.audio_folder/f"{names[0]}.wav")
+    assert ds["face"][:] == [str(folder/f"openface_face/{names[0]}.npy"), ""]
+    assert row["subtitle"] == f"words of {names[0]}"
+    assert row["language"] == ("zh" if test_set.subtitle_column == "chinese" else "en")
+    if test_set.measure == "WAF":
+        assert ds["valence"][:] == GOLD[key] and ds["labels"][:] == [[], []]
+    else:
+        word_lists = test_set.measure == "EW F"
+        expected = [["calm", "at ease"], ["neutral"]] if word_lists else [[x] for x in READ[key]]
+        assert ds["labels"][:] == expected and ds["valence"][:] == [None, None]
     check_media(ds, progress=False)
 
 
-@pytest.mark.parametrize("key,gold", [("MER2023", ""), ("MER2023", np.nan), ("MELD", 7), ("MELD", -1), ("MELD", "joy"), ("CMUMOSI", np.nan), ("SIMS", "0.1"), ("SIMS", None)])
+@pytest.mark.parametrize("key,gold", [
+    ("MER2023", ""), ("MER2023", np.nan), ("MELD", 7), ("MELD", -1), ("MELD", "joy"),
+    ("CMUMOSI", np.nan), ("SIMS", "0.1"), ("SIMS", None)])
 def test_gold_that_is_none(media, tmp_path, key, gold):
     root, (good, bad) = set_folder(tmp_path, media, key), set_names(key)
-    write_labels(root/UNIBENCH_FOLDERS[key][0]/UNIBENCH[key][1], key, {good: GOLD[key][0], bad: gold})
-    with pytest.raises(ValueError, match=rf"npz: no usable gold for clip {bad} \(\{{'emo'") as e: load_unibench(root, key)
+    labels = UNIBENCH[key].label_file
+    write_labels(root/UNIBENCH[key].folder/labels, key, {good: GOLD[key][0], bad: gold})
+    message = rf"\n- {labels}: no usable gold for clip {bad} \(\{{'emo'"
+    with pytest.raises(ValueError, match=message) as e: load_unibench(root, key)
     assert good not in str(e.value)
 
 
 def test_label_file_of_another_set(media, tmp_path):
     root = set_folder(tmp_path, media, "MELD")
     np.savez(root/"meld-process/label.npz", whole_corpus={"a": dict(emo=0)})
-    with pytest.raises(ValueError, match="label.npz: has no clips in a split test_corpus; it holds whole_corpus"): load_unibench(root, "MELD")
-    (root/"meld-process/label.npz").unlink(); (root/"meld-process/transcription-engchi-polish.csv").unlink()
+    other = r"\n- label\.npz: has no clips in a split test_corpus; it holds whole_corpus"
+    with pytest.raises(ValueError, match=other): load_unibench(root, "MELD")
+    (root/"meld-process/label.npz").unlink()
+    (root/"meld-process/transcription-engchi-polish.csv").unlink()
     with pytest.raises(ValueError) as e: load_unibench(root, "MELD")
-    assert "label.npz: no such file" in str(e.value) and "transcription-engchi-polish.csv: no such file" in str(e.value)
+    for file in ("label.npz", "transcription-engchi-polish.csv"):
+        assert f"\n- {file}: no such file" in str(e.value)
 
 
 def test_a_label_file_without_clips(media, tmp_path):
     root = set_folder(tmp_path, media, "SIMS")
     np.savez(root/"sims-process/label.npz", test_corpus={})
-    with pytest.raises(ValueError, match="label.npz: has no clips in a split test_corpus; it holds test_corpus"): load_unibench(root, "SIMS")
+    message = r"\n- label\.npz: has no clips in a split test_corpus; it holds test_corpus"
+    with pytest.raises(ValueError, match=message): load_unibench(root, "SIMS")
 
 
 def test_relative_root(corpus, monkeypatch):
@@ -146,15 +189,19 @@ def test_relative_root(corpus, monkeypatch):
 
 
 def test_cells(corpus):
-    (corpus/"track2_train_human.csv").write_bytes("\ufeffname,openset\r\nhuman_00000,\"[Happy, very glad]\"\r\nhuman_00001,\r\n".encode())
-    (corpus/"subtitle_chieng.csv").write_bytes("\ufeffname,chinese,english\r\nhuman_00000,,\"One, two\"\r\nhuman_00001,,\r\n".encode())
+    labels = "\ufeffname,openset\r\nhuman_00000,\"[Happy, very glad]\"\r\nhuman_00001,\r\n"
+    words = "\ufeffname,chinese,english\r\nhuman_00000,,\"One, two\"\r\nhuman_00001,,\r\n"
+    (corpus/"track2_train_human.csv").write_bytes(labels.encode())
+    (corpus/"subtitle_chieng.csv").write_bytes(words.encode())
     ds = load_mer2025(corpus, "human")
-    assert ds["labels"][:] == [["Happy", "very glad"], ["neutral"]] and ds["subtitle"][:] == ["One, two", ""]
+    assert ds["labels"][:] == [["Happy", "very glad"], ["neutral"]]
+    assert ds["subtitle"][:] == ["One, two", ""]
 
 
 @pytest.mark.parametrize("cell", ["", "nan", "NaN", "None", "[]", "  "])
 def test_label_cell_without_words(corpus, cell):
-    rewrite(corpus/"track2_train_human.csv", lambda t: f"name,openset\nhuman_00000,{cell}\nhuman_00001,[sad]\n")
+    text = f"name,openset\nhuman_00000,{cell}\nhuman_00001,[sad]\n"
+    (corpus/"track2_train_human.csv").write_text(text)
     assert load_mer2025(corpus, "human")["labels"][:] == [["neutral"], ["sad"]]
 
 
@@ -162,42 +209,55 @@ def test_label_cell_without_words(corpus, cell):
 def test_one_word_is_asked_for_and_none_is_there(media, tmp_path, cell):
     mer_folder(tmp_path, media, "MER2026", discrete=["a", "b"])
     (tmp_path/"track1_train.csv").write_text(f"name,discrete\na,{cell}\nb,sad\n")
-    with pytest.raises(ValueError, match="track1_train.csv: no label for clip a"): load_mer2026(tmp_path, "discrete")
+    with pytest.raises(ValueError, match="track1_train.csv: no label for clip a"):
+        load_mer2026(tmp_path, "discrete")
 
 
 @pytest.mark.parametrize("name", ["a clip, with blanks", "片段 #1", "naïve.v2", "007", "null", "NA"])
 def test_unusual_names(media, tmp_path, name):
     ds = load_mer2026(mer_folder(tmp_path, media, "MER2026", human=[name]), "human")
-    assert ds["name"][:] == [name] and ds["subtitle"][:] == [f"words of {name}"] and ds[0]["face"].endswith(f"{name}.npy")
+    assert ds["name"][:] == [name] and ds["subtitle"][:] == [f"words of {name}"]
+    assert ds[0]["face"].endswith(f"{name}.npy")
     check_media(ds, progress=False)
 
 
 def test_blank_name(corpus):
     rewrite(corpus/"track2_train_human.csv", lambda t: t+",[sad]\n  ,[sad]\n")
-    with pytest.raises(ValueError, match=r"track2_train_human\.csv: no name in row 3, 4 after the header"): load_mer2025(corpus, "human")
+    message = r"\n- track2_train_human\.csv: no name in row 3, 4 after the header"
+    with pytest.raises(ValueError, match=message): load_mer2025(corpus, "human")
 
 
 def test_header_without_rows(corpus):
-    rewrite(corpus/"track2_train_human.csv", lambda t: "name,openset\n")
-    with pytest.raises(ValueError, match=r"track2_train_human\.csv: has a header and no rows"): load_mer2025(corpus, "human")
+    (corpus/"track2_train_human.csv").write_text("name,openset\n")
+    message = r"\n- track2_train_human\.csv: has a header and no rows"
+    with pytest.raises(ValueError, match=message): load_mer2025(corpus, "human")
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder; give the one that holds"): load_mer2025(tmp_path/"nowhere", "human")
+    message = r"nowhere: no such folder; give the one that holds"
+    with pytest.raises(FileNotFoundError, match=message): load_mer2025(tmp_path/"nowhere", "human")
 
 
 def test_missing_column(corpus):
     rewrite(corpus/"track2_train_human.csv", lambda t: t.replace("openset", "labels"))
-    with pytest.raises(ValueError, match=r"track2_train_human\.csv: has no column openset; its columns are name, labels"): load_mer2025(corpus, "human")
+    message = (r"\n- track2_train_human\.csv: has no column openset; "
+               "its columns are name, labels")
+    with pytest.raises(ValueError, match=message): load_mer2025(corpus, "human")
 
 
 def test_clip_without_sound_file(corpus):
     (corpus/"audio/human_00001.wav").unlink()
-    with pytest.raises(ValueError, match=r"audio/<name>\.wav: no file for clip human_00001"): load_mer2025(corpus, "human")
-    with pytest.warns(UserWarning, match=r"1 clip; .*left out: audio/<name>\.wav: no file for 1"): dropped = load_mer2025(corpus, "human", missing="drop")
+    with pytest.raises(ValueError, match=r"audio/<name>\.wav: no file for clip human_00001"):
+        load_mer2025(corpus, "human")
+    fault = r"audio/<name>\.wav: no file for 1"
+    with pytest.warns(UserWarning, match=f"1 clip; .*left out: {fault}") as caught:
+        dropped = load_mer2025(corpus, "human", missing="drop")
+    assert caught[0].filename == __file__
     assert dropped["name"][:] == ["human_00000"] and "left out" in dropped.info.description
-    with pytest.warns(UserWarning, match=r"2 clips; .*masked: audio/<name>\.wav: no file for 1"): masked = load_mer2025(corpus, "human", missing="mask")
-    assert masked["audio"][:] == [str(corpus/"audio/human_00000.wav"), ""] and all(masked["video"])
+    with pytest.warns(UserWarning, match=f"2 clips; .*masked: {fault}"):
+        masked = load_mer2025(corpus, "human", missing="mask")
+    assert masked["audio"][:] == [str(corpus/"audio/human_00000.wav"), ""]
+    assert all(masked["video"])
     check_media(masked, progress=False)
 
 
@@ -205,154 +265,220 @@ def test_clip_without_sound_file(corpus):
 def test_a_whole_modality_is_missing(corpus):
     shutil.rmtree(corpus/"audio")
     with pytest.raises(ValueError, match="audio/: no such folder"): load_mer2025(corpus, "human")
-    with pytest.raises(ValueError, match="no clip has all its files: audio/<name>.wav: no file for 2"): load_mer2025(corpus, "human", missing="drop")
+    message = "no clip has all its files: audio/<name>.wav: no file for 2"
+    with pytest.raises(ValueError, match=message): load_mer2025(corpus, "human", missing="drop")
     assert load_mer2025(corpus, "human", missing="mask")["audio"][:] == ["", ""]
 
 
 def test_all_faults_in_one_error(corpus):
     shutil.rmtree(corpus/"video")
     (corpus/"track3_train_ovmerd.csv").unlink()
-    rewrite(corpus/"subtitle_chieng.csv", lambda t: "\n".join(l for l in t.split("\n") if "sample_00001" not in l))
+    rewrite(corpus/"subtitle_chieng.csv",
+            lambda t: "\n".join(line for line in t.split("\n") if "sample_00001" not in line))
     with pytest.raises(ValueError) as e: load_mer2025(corpus, "ovmerd")
-    for part in ("video/: no such folder", "track3_train_ovmerd.csv: no such file", "subtitle_chieng.csv: no row for clip sample_00001"): assert part in str(e.value)
+    for part in ("video/: no such folder", "track3_train_ovmerd.csv: no such file",
+                 "subtitle_chieng.csv: no row for clip sample_00001"):
+        assert f"\n- {part}" in str(e.value)
+    assert str(e.value).count(str(corpus)) == 1
 
 
 def test_long_lists_are_cut(corpus):
-    rewrite(corpus/"track2_train_human.csv", lambda t: "name,openset\n" + "".join(f"x{i},happy\n" for i in range(25)))
+    rows = "".join(f"x{i},happy\n" for i in range(25))
+    (corpus/"track2_train_human.csv").write_text("name,openset\n" + rows)
     with pytest.raises(ValueError, match="x8, x9 and 15 more"): load_mer2025(corpus, "human")
 
 
 def test_duplicate_name(corpus):
     rewrite(corpus/"track2_train_human.csv", lambda t: t+"human_00000,happy\n")
-    with pytest.raises(ValueError, match="more than one row for clip human_00000"): load_mer2025(corpus, "human")
+    with pytest.raises(ValueError, match="more than one row for clip human_00000"):
+        load_mer2025(corpus, "human")
 
 
 @pytest.mark.parametrize("held", [b"", b"\xff\xfe\x00n", b'name,openset\n"a,b\n'])
 def test_no_csv(corpus, held):
     (corpus/"track2_train_human.csv").write_bytes(held)
-    with pytest.raises(ValueError, match=r"track2_train_human\.csv: is no csv file"): load_mer2025(corpus, "human")
+    with pytest.raises(ValueError, match=r"\n- track2_train_human\.csv: is not a csv file"):
+        load_mer2025(corpus, "human")
 
 
 def test_unknown_names(corpus):
-    with pytest.raises(ValueError, match="track 'humans' is unknown, take one of caption, human, ovmerd"): load_mer2025(corpus, "humans")
-    with pytest.raises(ValueError, match="track 'ovmerd' is unknown, take one of caption, human, discrete"): load_mer2026(corpus, "ovmerd")
-    with pytest.raises(ValueError, match="set 'meld' is unknown, take one of MER2023, MER2024, MELD"): load_unibench(corpus, "meld")
-    with pytest.raises(ValueError, match="missing 'ignore' is unknown, take one of error, drop, mask"): load_unibench(corpus, "MELD", missing="ignore")
+    def unknown(known):
+        return pytest.raises(ValueError, match=f"is unknown, take one of {known}")
+    with pytest.raises(ValueError, match="track 'humans' is unknown, take one of caption, human"):
+        load_mer2025(corpus, "humans")
+    with unknown("caption, human, discrete"): load_mer2026(corpus, "ovmerd")
+    with pytest.raises(ValueError, match="set 'meld' is unknown, take one of MER2023, MER2024"):
+        load_unibench(corpus, "meld")
+    with pytest.raises(ValueError, match="missing 'ignore' is unknown, take one of error, drop"):
+        load_unibench(corpus, "MELD", missing="ignore")
+    with unknown("error, drop, mask"): load_mer2025(corpus, "human", missing="ignore")
+    with unknown("error, drop, mask"): check_media(load_mer2025(corpus, "human"), faulty="ignore")
 
 
 def test_a_whole_set_and_a_generated_one_are_read_without_a_warning(corpus, monkeypatch, recwarn):
-    monkeypatch.setitem(TRACKS["MER2025"], "human", (*TRACKS["MER2025"]["human"][:3], 2))
-    assert load_mer2025(corpus, "human").info.description == "track human of a MER2025 folder: 2 clips"
+    whole = TRACKS["MER2025"]["human"]._replace(n_clips=2)
+    monkeypatch.setitem(TRACKS["MER2025"], "human", whole)
+    description = load_mer2025(corpus, "human").info.description
+    assert description == "track human of a MER2025 folder: 2 clips"
     (corpus/"corpus.json").write_text("{}")
-    assert load_mer2025(corpus, "ovmerd").info.description == "track ovmerd of a MER2025 folder: 2 generated clips"
+    description = load_mer2025(corpus, "ovmerd").info.description
+    assert description == "track ovmerd of a MER2025 folder: 2 generated clips"
     assert not recwarn.list
 
 
 def broken(corpus):
     "Six clips, five of them faulty in one way each"
     names = ["fine", "cut", "blind", "mute", "nosound", "noface"]
-    rows = load_mer2025(corpus, "human").select([0]*6).to_dict() | dict(name=names)
+    human = load_mer2025(corpus, "human")
+    rows = human.select([0]*6).to_dict() | dict(name=names)
     for c in ("video", "audio", "face"):
-        for i, n in enumerate(names): rows[c][i] = str(shutil.copy(rows[c][i], corpus/f"{n}{Path(rows[c][i]).suffix}"))
+        for i, n in enumerate(names):
+            path = Path(rows[c][i])
+            rows[c][i] = str(shutil.copy(path, corpus/f"{n}{path.suffix}"))
     video = Path(rows["video"][0]).read_bytes()
     (corpus/"cut.mp4").write_bytes(video[:len(video)//2])
-    write(corpus/"blind.mp4", wave=tone())                         # an mp4 file without a video stream
+    write(corpus/"blind.mp4", wave=tone())   # an mp4 file without a video stream
     sf.write(corpus/"mute.wav", np.zeros(0), 16000)
     (corpus/"nosound.wav").unlink()
     (corpus/"noface.npy").write_bytes(b"no faces")
-    return load_mer2025(corpus, "human").from_dict(rows, features=load_mer2025(corpus, "human").features)
+    return human.from_dict(rows, features=human.features)
 
 
-TOLD = ["cut: .*cut.mp4: is cut short", "blind: .*blind.mp4: has no video stream", "mute: .*mute.wav: holds no samples", "nosound: .*nosound.wav: no such file",
-        "noface: .*noface.npy: cannot be read as an npy file"]
+REPORTED = [
+    "cut: .*cut.mp4: is cut short", "blind: .*blind.mp4: has no video stream",
+    "mute: .*mute.wav: holds no samples", "nosound: .*nosound.wav: no such file",
+    "noface: .*noface.npy: cannot be read as an npy file"]
 
 
 def test_faulty_media_are_named(corpus):
-    with pytest.raises(ValueError, match="5 files cannot be used(.|\n)*" + "(.|\n)*".join(f"clip {t}" for t in TOLD)): check_media(broken(corpus), progress=False)
+    named = "(.|\n)*".join(f"clip {fault}" for fault in REPORTED)
+    message = "5 files cannot be used: repair what is listed(.|\n)*" + named
+    with pytest.raises(ValueError, match=message): check_media(broken(corpus), progress=False)
 
 
 def test_faulty_media_are_left_out_or_masked(corpus):
     ds = broken(corpus)
-    with pytest.warns(UserWarning, match="5 files cannot be used"): assert check_media(ds, progress=False, faulty="drop")["name"][:] == ["fine"]
-    with pytest.warns(UserWarning, match="5 files cannot be used"): masked = check_media(ds, progress=False, faulty="mask")
+    with pytest.warns(UserWarning, match="5 files cannot be used\n- clip cut"):
+        assert check_media(ds, progress=False, faulty="drop")["name"][:] == ["fine"]
+    with pytest.warns(UserWarning, match="5 files cannot be used"):
+        masked = check_media(ds, progress=False, faulty="mask")
     assert masked.features == ds.features and masked["name"][:] == ds["name"][:]
-    assert [[n for n, p in zip(masked["name"], masked[c]) if not p] for c in ("video", "audio", "face")] == [["cut", "blind"], ["mute", "nosound"], ["noface"]]
+    def without(column): return [n for n, path in zip(masked["name"], masked[column]) if not path]
+    assert without("video") == ["cut", "blind"]
+    assert without("audio") == ["mute", "nosound"]
+    assert without("face") == ["noface"]
     check_media(masked, progress=False)
 
 
+def test_many_faulty_files_are_counted(corpus):
+    ds = load_mer2025(corpus, "human").select([0]*13)
+    for i in range(2): (corpus/f"video/human_0000{i}.mp4").write_bytes(b"")
+    with pytest.raises(ValueError, match="13 files cannot be used(.|\n)*\n- and 3 more$"):
+        check_media(ds, progress=False)
+
+
+def human_track(root, media, names):
+    "The human track of a MER2026 folder with these clips"
+    return load_mer2026(mer_folder(root, media, "MER2026", human=names), "human")
+
+
 def test_rl_split(corpus, media, tmp_path):
-    human = load_mer2026(mer_folder(tmp_path/"mer2026", media, "MER2026", human=[f"s{i}" for i in range(7)]), "human")
-    told = human.info.description
-    test = human.select([1, 3, 5])
-    kept = rl_split(human, test)
+    human = human_track(tmp_path/"mer2026", media, [f"s{i}" for i in range(7)])
+    description = human.info.description
+    kept = rl_split(human, human.select([1, 3, 5]))
     assert kept["name"][:] == ["s0", "s2", "s4", "s6"] and kept.features == human.features
-    assert kept.info.description == f"{told}; 3 of them are test clips and left out" and human.info.description == told
+    assert kept.info.description == f"{description}; 3 of them are test clips and left out"
+    assert human.info.description == description
 
 
 def test_leakage(media, tmp_path):
-    a = load_mer2026(mer_folder(tmp_path/"a", media, "MER2026", human=["one", "two", "three"]), "human")
-    b = load_mer2026(mer_folder(tmp_path/"b", media, "MER2026", human=["three", "four", "five"]), "human")
+    a = human_track(tmp_path/"a", media, ["one", "two", "three"])
+    b = human_track(tmp_path/"b", media, ["three", "four", "five"])
     for ds in (a, b):
-        for i, path in enumerate([*ds["video"], *ds["audio"]]): Path(path).write_bytes(f"{path} {i:4}".encode().ljust(200))
+        for i, path in enumerate([*ds["video"], *ds["audio"]]):
+            Path(path).write_bytes(f"{path} {i:4}".encode().ljust(200))
     assert shared_clips(a, b).values.tolist() == [["three", "three", "name"]]
     shutil.copy(b["video"][1], a["video"][0])
     shutil.copy(b["audio"][2], a["audio"][1])
-    assert shared_clips(a, b).values.tolist() == [["one", "four", "video"], ["three", "three", "name"], ["two", "five", "audio"]]
-    with pytest.raises(ValueError, match="3 clips stand in both splits, by name or by the bytes of their files: one = four, three, two = five"): check_leakage(a, b)
+    assert shared_clips(a, b).values.tolist() == [
+        ["one", "four", "video"], ["three", "three", "name"], ["two", "five", "audio"]]
+    message = ("3 clips are in both splits, by name or by the bytes of their files: "
+               "one = four, three, two = five")
+    with pytest.raises(ValueError, match=message): check_leakage(a, b)
     check_leakage(a.select([2]), b.select([1, 2]))
 
 
 def test_files_that_nobody_has_are_no_leak(media, tmp_path):
     "Masked media, and empty files, are not the same clip"
-    a = load_mer2026(mer_folder(tmp_path/"a", media, "MER2026", human=["one"]), "human")
-    b = a.from_dict(a.to_dict() | dict(name=["two"], video=[""], audio=[str(tmp_path/"empty.wav")]), features=a.features)
-    a = a.from_dict(a.to_dict() | dict(video=[""], audio=[str(tmp_path/"none.wav")]), features=a.features)
-    (tmp_path/"empty.wav").touch(); (tmp_path/"none.wav").touch()
-    check_leakage(a, b)
+    a = human_track(tmp_path/"a", media, ["one"])
+    for name in ("empty", "none"): (tmp_path/f"{name}.wav").touch()
+    def other(name, wav):
+        columns = dict(name=[name], video=[""], audio=[str(tmp_path/wav)])
+        return a.from_dict(a.to_dict() | columns, features=a.features)
+    check_leakage(other("one", "none.wav"), other("two", "empty.wav"))
 
 
 @pytest.fixture
 def mine(tmp_path):
-    "A folder of one's own videos: with sound, silent, with a wav beside it, sound alone"
-    root = tmp_path/"my videos"; root.mkdir()
+    "A folder of one's own videos: with sound, silent, with a wav of its own, sound alone"
+    root = tmp_path/"my videos"
+    root.mkdir()
     write(root/"with sound.mp4", greys(9), wave=tone())
     write(root/"静か.mp4", greys(9))
-    write(root/"beside.mp4", greys(9)); sf.write(root/"beside.wav", tone(), 16000)
+    write(root/"beside.mp4", greys(9))
+    sf.write(root/"beside.wav", tone(), 16000)
     write(root/"radio.mp4", wave=tone())
     (root/"notes.txt").write_text("no video")
     (root/"with sound.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nWell, hello!\n")
-    (root/"静か.vtt").write_text("WEBVTT\n\n00:00.000 --> 00:01.000\n你好\n", encoding="utf-8")
+    vtt = "WEBVTT\n\n00:00.000 --> 00:01.000\n你好\n"
+    (root/"静か.vtt").write_text(vtt, encoding="utf-8")
     return root
 
 
 def test_own_videos(mine):
-    with pytest.warns(UserWarning, match="4 videos; without pictures: radio; without sound: 静か; without words: beside, radio"): ds = load_folder(mine)
+    report = ("4 videos; without pictures: radio; without sound: 静か; "
+              "without words: beside, radio")
+    with pytest.warns(UserWarning, match=report) as caught: ds = load_folder(mine)
+    assert caught[0].filename == __file__ and ds.info.description == report
     rows = {r["name"]: r for r in ds}
-    assert ds.column_names == list(COLUMNS) and set(rows) == {"with sound", "静か", "beside", "radio"}
-    assert rows["with sound"]["audio"] == rows["with sound"]["video"] == str(mine/"with sound.mp4") and rows["with sound"]["subtitle"] == "Well, hello!"
-    assert rows["静か"]["audio"] == "" and rows["静か"]["subtitle"] == "你好" and rows["beside"]["audio"] == str(mine/"beside.wav")
-    assert rows["radio"]["video"] == "" and rows["radio"]["audio"] == str(mine/"radio.mp4")
-    assert all(r["labels"] == [] and r["valence"] is None and r["split"] == "own" for r in rows.values())
+    assert ds.column_names == list(COLUMNS)
+    assert set(rows) == {"with sound", "静か", "beside", "radio"}
+    both = rows["with sound"]
+    assert both["audio"] == both["video"] == str(mine/"with sound.mp4")
+    assert both["subtitle"] == "Well, hello!"
+    assert (rows["静か"]["audio"], rows["静か"]["subtitle"]) == ("", "你好")
+    assert rows["beside"]["audio"] == str(mine/"beside.wav")
+    assert (rows["radio"]["video"], rows["radio"]["audio"]) == ("", str(mine/"radio.mp4"))
+    assert all(r["labels"] == [] and r["valence"] is None for r in rows.values())
+    assert set(ds["split"]) == {"own"}
     check_media(ds, progress=False)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_own_videos_with_a_table_of_words(mine, tmp_path):
-    (tmp_path/"words.csv").write_bytes("\ufeffname,subtitle\r\nbeside.mp4,\"Yes, and no\"\r\nradio,News.\r\n".encode())
+    text = "\ufeffname,subtitle\r\nbeside.mp4,\"Yes, and no\"\r\nradio,News.\r\n"
+    (tmp_path/"words.csv").write_bytes(text.encode())
     ds = load_folder(mine, tmp_path/"words.csv")
-    assert dict(zip(ds["name"], ds["subtitle"])) == {"beside": "Yes, and no", "radio": "News.", "with sound": "", "静か": ""}
+    words = {"beside": "Yes, and no", "radio": "News.", "with sound": "", "静か": ""}
+    assert dict(zip(ds["name"], ds["subtitle"])) == words
 
 
 def test_own_videos_faults(mine, tmp_path):
     (mine/"beside.MOV").write_bytes(b"no video")
-    (mine/"with sound.srt").write_bytes("1\n00:00:00,000 --> 00:00:01,000\nd\xe9j\xe0 vu\n".encode("latin-1"))
+    latin = "1\n00:00:00,000 --> 00:00:01,000\ndéjà vu\n".encode("latin-1")
+    (mine/"with sound.srt").write_bytes(latin)
     with pytest.raises(ValueError) as e: load_folder(mine)
-    for part in ("more than one row for clip beside", "beside.MOV: cannot be opened", "with sound.srt: is not UTF-8 text"): assert part in str(e.value)
+    for part in ("more than one video for clip beside", "beside.MOV: cannot be opened",
+                 "with sound.srt: is not UTF-8 text"):
+        assert part in str(e.value)
     (tmp_path/"words.csv").write_text("name,subtitle\nbesides,Yes\n")
-    with pytest.raises(ValueError, match="words.csv: no video for clip besides"): load_folder(mine, tmp_path/"words.csv")
-    with pytest.raises(ValueError, match="absent.csv: no such file"): load_folder(mine, tmp_path/"absent.csv")
+    with pytest.raises(ValueError, match="words.csv: no video for clip besides"):
+        load_folder(mine, tmp_path/"words.csv")
+    with pytest.raises(ValueError, match="\n- absent.csv: no such file"):
+        load_folder(mine, tmp_path/"absent.csv")
     (tmp_path/"empty").mkdir()
-    with pytest.raises(ValueError, match="no file of the kinds .mp4, .avi"): load_folder(tmp_path/"empty")
+    with pytest.raises(ValueError, match="no file of the kinds .mp4, .avi"):
+        load_folder(tmp_path/"empty")
     with pytest.raises(FileNotFoundError, match="no such folder"): load_folder(tmp_path/"absent")
 
 
@@ -361,22 +487,29 @@ class Hostile:
     def __reduce__(self): return self.call
 
 
-@pytest.mark.parametrize("call,name", [(os.mkdir, "mkdir"), (os.system, "system"), (eval, "eval"), (exec, "exec"), (getattr, "getattr"), (Path, "Path"),
-                                       (np.load, "load"), (np.fromfile, "fromfile")])
+@pytest.mark.parametrize("call,name", [
+    (os.mkdir, "mkdir"), (os.system, "system"), (eval, "eval"), (exec, "exec"),
+    (getattr, "getattr"), (Path, "Path"), (np.load, "load"), (np.fromfile, "fromfile")])
 def test_hostile_pickle(tmp_path, call, name):
     harm = tmp_path/"harm"
-    arg = dict(system=f"mkdir {harm}", eval=f"__import__('os').mkdir({str(harm)!r})", exec=f"__import__('os').mkdir({str(harm)!r})").get(name, str(harm))
+    code = f"__import__('os').mkdir({str(harm)!r})"
+    arg = dict(system=f"mkdir {harm}", eval=code, exec=code).get(name, str(harm))
     np.savez(tmp_path/"bad.npz", x=np.array({"a": Hostile(call, arg)}, object))
-    with pytest.raises(ValueError, match=rf"bad\.npz: holds a pickled \S*{name}"): read_npz(tmp_path/"bad.npz")
+    with pytest.raises(ValueError, match=rf"bad\.npz: holds a pickled \S*{name}"):
+        read_npz(tmp_path/"bad.npz")
     assert not harm.exists()
 
 
 def test_npz_values(tmp_path):
-    held = {"a": {"emo": "happy", "val": -10., "n": np.int64(3), "b": np.float32(.5), "s": {1}, "t": (1, None), "arr": np.arange(4.).reshape(2, 2)}}
-    np.savez(tmp_path/"x.npz", corpus=held, names=np.array(["a", "b"]), items=np.array([["a", 1], ["b", None]], object))
+    held = {"a": {"emo": "happy", "val": -10., "n": np.int64(3), "b": np.float32(.5), "s": {1},
+                  "t": (1, None), "arr": np.arange(4.).reshape(2, 2)}}
+    items = [["a", 1], ["b", None]]
+    arrays = dict(names=np.array(["a", "b"]), items=np.array(items, object))
+    np.savez(tmp_path/"x.npz", corpus=held, **arrays)
     got = read_npz(tmp_path/"x.npz")
     np.testing.assert_array_equal(got["corpus"]["a"].pop("arr"), held["a"].pop("arr"))
-    assert got["corpus"] == held and got["names"].tolist() == ["a", "b"] and got["items"].tolist() == [["a", 1], ["b", None]]
+    assert got["corpus"] == held
+    assert got["names"].tolist() == ["a", "b"] and got["items"].tolist() == items
 
 
 def test_npz_faults(tmp_path):
@@ -387,18 +520,25 @@ def test_npz_faults(tmp_path):
 
 @needs_reference
 @pytest.mark.parametrize("key,file,size", [
-    ("MER2023", "mer2023_label-6way", 411), ("MELD", "meld_label", 2610), ("IEMOCAPFour", "iemocap_label_4way", 1241), ("CMUMOSI", "cmumosi_label", 686),
-    ("CMUMOSEI", "cmumosei_label", 4659), ("SIMS", "sims_label", 457), ("SIMSv2", "simsv2_label", 1034)])
+    ("MER2023", "mer2023_label-6way", 411), ("MELD", "meld_label", 2610),
+    ("IEMOCAPFour", "iemocap_label_4way", 1241), ("CMUMOSI", "cmumosi_label", 686),
+    ("CMUMOSEI", "cmumosei_label", 4659), ("SIMS", "sims_label", 457),
+    ("SIMSv2", "simsv2_label", 1034)])
 def test_real_label_files(tmp_path, key, file, size):
-    "Of the documented size, by the reader alone and through the whole of `load_unibench`, with media masked"
-    held = read_npz(REFERENCE/f"labels/{file}.npz")[UNIBENCH[key][2]]
-    assert sum(key != "IEMOCAPFour" or name[4] == "5" for name in held) == size == UNIBENCH_FOLDERS[key][-1]
-    folder, subtitles, column, *_ = UNIBENCH_FOLDERS[key]
-    (tmp_path/folder).mkdir()
-    shutil.copy(REFERENCE/f"labels/{file}.npz", tmp_path/folder/UNIBENCH[key][1])
-    table(tmp_path/folder/subtitles, name=list(held), **{column: "x"})
-    with pytest.warns(UserWarning, match=rf"{size:,} clips; masked: \S+/<name>.mp4: no file for {size:,}, \S+/<name>.wav: no file for {size:,}"): ds = load_unibench(tmp_path, key, missing="mask")
-    assert len(ds) == size and all(ds["valence"][i] is None if UNIBENCH[key][3] == "hit rate" else ds["labels"][i] == [] for i in range(0, size, 50))
+    "Of the documented size, by the reader alone and through `load_unibench`, with media masked"
+    test_set = UNIBENCH[key]
+    held = read_npz(REFERENCE/f"labels/{file}.npz")[test_set.split]
+    in_test = sum(key != "IEMOCAPFour" or name[4] == "5" for name in held)
+    assert in_test == size == test_set.n_clips
+    folder = tmp_path/test_set.folder
+    folder.mkdir()
+    shutil.copy(REFERENCE/f"labels/{file}.npz", folder/test_set.label_file)
+    table(folder/test_set.subtitle_file, name=list(held), **{test_set.subtitle_column: "x"})
+    masked = rf"{size:,} clips; masked: \S+/<name>.mp4: no file for {size:,}, \S+/<name>.wav: no"
+    with pytest.warns(UserWarning, match=masked): ds = load_unibench(tmp_path, key, missing="mask")
+    assert len(ds) == size
+    empty = ("valence", None) if test_set.measure == "hit rate" else ("labels", [])
+    assert all(ds[empty[0]][i] == empty[1] for i in range(0, size, 50))
 
 
 @needs_reference
