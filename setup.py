@@ -10,7 +10,7 @@ config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 name = cfg["lib_name"]
 extras = {k.removesuffix("_requirements"): v.split() for k, v in cfg.items() if k.endswith("_requirements")}
-extras["all"] = sorted({r for k in ("train", "media", "plots", "tables", "judges") for r in extras[k]})
+extras["all"] = sorted({r for k in ("train", "media", "plots", "tables") for r in extras[k]})
 
 setup(
     name=name,

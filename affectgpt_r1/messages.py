@@ -11,8 +11,8 @@ from typing import Any
 
 # %% ../nbs/machinery/messages.ipynb #6890587b
 def shorten(
-    x: Any,              # Any value
-    max_chars: int = 60, # Longer quotes are cut
+    x: Any,               # Any value
+    max_chars: int = 60,  # Longer quotes are cut
 ) -> str:
     "`x` as it is quoted in an error message"
     quoted = repr(x)

@@ -5,144 +5,25 @@
 # %% auto #0
 __all__ = ['POLARITY', 'EWResult', 'EWScore', 'ew_score', 'ew_rewards', 'ew_interval', 'EWDifference', 'ew_difference',
            'seed_interval', 'MER2025Result', 'mer2025_score', 'OVMERResult', 'ovmer_score', 'HitRateResult', 'hit_rate',
-           'SentimentResult', 'sentiment_score', 'UniBenchResult', 'unibench']
+           'SentimentResult', 'sentiment_score']
 
 # %% ../nbs/03_metrics.ipynb #c003
-import re
-import sys
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from itertools import chain
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pandas as pd
 
-from .labels import parse_labels
 from .messages import shorten
-from .tables import read_npz
+from .scoring import (
+    Answers, ScoreResult, align_answers, averages, bootstrap_draws, check_undefined, divide,
+    label_rows, number_words, pair_labels, paired_p, precision_recall, sector_masks, set_sums,
+    sum_over_processes, table_property)
 from .wheels import EmotionWheels, load_wheels
-
-# %% ../nbs/03_metrics.ipynb #c010
-def _labels(x, who):
-    "Labels of one clip as a list"
-    if isinstance(x, (list, tuple, set, frozenset)): return x
-    try: return parse_labels(x, strict=True)
-    except ValueError as e: raise ValueError(f"{who()}: {e}") from None
-
-def _names(names, n=10):
-    "The first few names, and how many more there are"
-    names = list(map(str, names))
-    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
-
-# %% ../nbs/03_metrics.ipynb #c011
-def _by_index(series):
-    if not series.index.is_unique:
-        raise ValueError(f"clips twice in the index: {_names(series.index[series.index.duplicated()].unique())}")
-    return series.to_dict()
-
-def _align(gold, pred):
-    "Clip names, gold and predictions in step"
-    if any(isinstance(x, (str, bytes)) for x in (gold, pred)):
-        raise ValueError("gold and pred hold the answers for many clips: give a mapping from clip to answer, or a list with one entry per clip")
-    if isinstance(gold, pd.Series) and isinstance(pred, pd.Series): gold, pred = map(_by_index, (gold, pred))
-    if isinstance(gold, Mapping) != isinstance(pred, Mapping):
-        raise ValueError("gold and pred must both be mappings from clip to answer, or both sequences")
-    if isinstance(gold, Mapping):
-        names = list(gold)
-        if missing := [n for n in names if n not in pred]:
-            raise KeyError(f"no prediction for {len(missing)} of {len(names)} clips: {_names(missing)}")
-        if extra := [n for n in pred if n not in gold]:
-            raise KeyError(f"predictions for {len(extra)} clips that have no gold: {_names(extra)}; to score a part, give {{n: pred[n] for n in gold}}")
-        gold, pred = list(gold.values()), [pred[n] for n in names]
-    else:
-        try: gold, pred = list(gold), list(pred)
-        except TypeError:
-            raise ValueError(f"gold and pred must be mappings or sequences, not {type(gold).__name__} and {type(pred).__name__}") from None
-        names = range(len(gold))
-        if len(gold) != len(pred): raise ValueError(f"{len(gold)} gold answers but {len(pred)} predictions")
-    if not gold: raise ValueError("nothing to score: there are no clips")
-    return names, gold, pred
-
-def _pair(gold, pred):
-    "Clip names, gold and predicted labels in step"
-    names, *both = _align(gold, pred)
-    return names, *([x if type(x) is list else _labels(x, lambda: f"{kind} of clip {names[i]}") for i, x in enumerate(xs)]
-                    for kind, xs in zip(("gold", "prediction"), both))
-
-# %% ../nbs/03_metrics.ipynb #c014
-def _flat(answers, wheels, names):
-    "Number of labels in each answer, and the table row of every label, one after the other"
-    n = np.fromiter(map(len, answers), np.intp, len(answers))
-    try: return n, wheels.rows(chain.from_iterable(answers), int(n.sum()))
-    except (ValueError, TypeError):
-        name, bad = next((name, x) for name, a in zip(names, answers) for x in a if not isinstance(x, str))
-        raise ValueError(f"clip {name}: labels must be strings, not {shorten(bad)} ({type(bad).__name__})") from None
-
-def _join(codes, n):
-    "Bitwise or of the codes of each answer: [answers, …]"
-    if not len(codes): return np.zeros((len(n), codes.shape[1]), codes.dtype)
-    filled = n > 0
-    out = np.zeros((len(n), codes.shape[1]), codes.dtype)
-    out[filled] = np.bitwise_or.reduceat(codes, (np.cumsum(n) - n)[filled], axis=0)
-    return out
-
-def _masks(answers, wheels, level, names):
-    "Bit masks [answers, wheels]; number of labels in each answer; table row of every label"
-    n, rows = _flat(answers, wheels, names)
-    codes = wheels._codes[wheels._level(level)]
-    return _join(codes[rows].view(np.uint64), n).view(codes.dtype)[:, :len(wheels.names)], n, rows
-
-# %% ../nbs/03_metrics.ipynb #c017
-def _precision_recall(g, q):
-    "Precision and recall [n, wheels] of masks `q` against `g`, and which entries are scored"
-    hits, n_g, n_q = (np.bitwise_count(x).astype(float) for x in (g & q, g, q))
-    return hits / np.maximum(n_q, 1), hits / np.maximum(n_g, 1), n_g > 0   # where `q` is one answer for all, it is broadcast
-
-# %% ../nbs/03_metrics.ipynb #c020
-def _check_undefined(undefined):
-    if undefined not in ("zero", "nan"):
-        raise ValueError(f"undefined is {undefined!r}; it must be 'zero' or 'nan'")
-
-def _divide(a, b, undefined):
-    "a / b, and for 0 / 0 what `undefined` says"
-    with np.errstate(invalid="ignore", divide="ignore"): x = np.true_divide(a, b)
-    return np.where(np.equal(b, 0), 0. if undefined == "zero" else np.nan, x)
-
-def _averages(p_sum, r_sum, n, undefined="zero"):
-    "F, precision and recall per wheel, from sums over the scored clips"
-    p, r = _divide(p_sum, n, undefined), _divide(r_sum, n, undefined)
-    return _divide(2*p*r, p + r, undefined), p, r
-
-# %% ../nbs/03_metrics.ipynb #c023
-def _plain(x):
-    "`x` in types that json knows"
-    if isinstance(x, pd.DataFrame): return x.to_dict("records")
-    if isinstance(x, _Score): return x.to_dict()
-    return x.tolist() if isinstance(x, (np.generic, np.ndarray)) else x
-
-class _Score:
-    "What all scores share: a dict, and a small table when printed"
-    _tables = ()   # properties that hold a data frame
-
-    def to_dict(self):
-        "All values in plain types, ready for json"
-        return {k: _plain(getattr(self, k)) for k in (*self._single(), *self._tables)}
-
-    def _single(self): return [f.name for f in fields(self) if f.name[0] != "_"]
-
-    def __repr__(self):
-        single = {k: getattr(self, k) for k in self._single()}
-        lines = [f"{k:18} {f'{v:.4f}' if isinstance(v, float) else v}" for k, v in single.items()]
-        tables = [getattr(self, t).to_string(index=False, float_format="{:.4f}".format) for t in self._tables]
-        return "\n".join([type(self).__name__, *lines, *tables])
-
-def _frame(field): return property(lambda self: pd.DataFrame(getattr(self, field)))   # frozen results hold plain columns
 
 # %% ../nbs/03_metrics.ipynb #c024
 @dataclass(frozen=True, repr=False)
-class EWResult(_Score):
+class EWResult(ScoreResult):
     "An emotion-wheel score and what to read beside it"
     f: float             # Mean over wheels of F, each from the averaged precision and recall
     precision: float     # Mean over wheels
@@ -158,140 +39,153 @@ class EWResult(_Score):
     wheels: str          # Version of the tables
     fingerprint: str     # And their fingerprint
     _wheel: dict         # The columns of `per_wheel`
-    per_wheel = _frame("_wheel")   # wheel, f, precision, recall, n_scored
+    per_wheel = table_property("_wheel")   # wheel, f, precision, recall, n_scored
     _tables = ("per_wheel",)
 
 # %% ../nbs/03_metrics.ipynb #c026
-_BLOCK = 2**15   # clips looked at together: what they need fits into a processor's cache
+def _clip_sums(gold, pred, names, wheels, level, constant):
+    """Sums over clips: five per wheel (scored clips, precision, recall, and the two of the constant
+    answer); then clips, clips never scored, labels, known labels"""
+    g = sector_masks(gold, wheels, level, names)[0]
+    q, n, rows = sector_masks(pred, wheels, level, names)
+    p, r, scored = precision_recall(g, q)
+    same_for_all = wheels.encode(list(constant), level).astype(g.dtype)
+    p_constant, r_constant, _ = precision_recall(g, same_for_all)
+    sums = [x.sum(0) for x in (scored, p, r, p_constant, r_constant)]
+    never = np.count_nonzero(~scored.any(1))
+    return np.concatenate([*sums, (len(gold), never, n.sum(), np.count_nonzero(rows))])
+
+# %% ../nbs/03_metrics.ipynb #c67b639f
+def _ew_result(sums, wheels, level, constant, undefined):
+    "The result that follows from the sums"
+    scored, p, r, p_constant, r_constant = sums[:-4].reshape(5, len(wheels.names))
+    n, never, n_labels, n_known = sums[-4:]
+    if n == 0: raise ValueError("nothing to score: there are no clips yet")
+    f, precision, recall = averages(p, r, scored, undefined)
+    constant_f = averages(p_constant, r_constant, scored, undefined)[0]
+    columns = dict(wheel=wheels.names, f=f, precision=precision, recall=recall,
+                   n_scored=scored.astype(int))
+    return EWResult(
+        float(f.mean()), float(precision.mean()), float(recall.mean()),
+        mean_labels=float(n_labels/n), coverage=float(n_known/max(n_labels, 1)), n=int(n),
+        never_scored=float(never/n), constant_baseline=float(constant_f.mean()),
+        constant=constant, level=level, undefined=undefined, wheels=wheels.version,
+        fingerprint=wheels.fingerprint, _wheel=columns)
+
+# %% ../nbs/03_metrics.ipynb #866bab3c
+_BLOCK_CLIPS = 2**15   # clips looked at together: what they need fits into a processor's cache
 
 class EWScore:
     "Emotion-wheel score, collected batch by batch"
     def __init__(self,
-        wheels=None,       # From `load_wheels`; the built-in ones by default
-        level=1,           # 1: sectors; 2: the finer words
-        undefined="zero",  # F where nothing is hit or scored: "zero" or "nan"
-        constant=("angry", "sad", "worried", "happy"),  # The constant answer to compare with
+        wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
+        level: int = 1,           # 1: sectors; 2: the finer words
+        undefined: str = "zero",  # F where nothing is hit or scored: "zero" or "nan"
+        constant: tuple = ("angry", "sad", "worried", "happy"),  # The constant answer
     ):
-        _check_undefined(undefined)
-        self.wheels, self.undefined, self.constant = wheels or load_wheels(), undefined, tuple(constant)
-        self.level = self.wheels._level(level)
+        check_undefined(undefined)
+        self.wheels, self.undefined = wheels or load_wheels(), undefined
+        self.level, self.constant = self.wheels.check_level(level), tuple(constant)
         self.reset()
 
-    def reset(self):
+    def reset(self) -> Self:
         "Forget all clips"
-        self._sums = np.zeros(5*len(self.wheels.names) + 4)   # one per wheel of each sum below; then the four counts
+        self._sums = np.zeros(5*len(self.wheels.names) + 4)
         return self
 
-    def update(self, gold, pred):
-        "Add clips: two mappings from clip to labels, or two sequences"
-        names, gold, pred = _pair(gold, pred)
-        blocks = [slice(i, i + _BLOCK) for i in range(0, len(gold), _BLOCK)]
-        self._sums += sum(self._sum(names[b], gold[b], pred[b]) for b in blocks)
+    def update(self,
+        gold: Answers,  # Mapping from clip to labels, or a sequence of labels
+        pred: Answers,  # The same for the answers
+    ) -> Self:
+        "Add clips"
+        names, gold, pred = pair_labels(gold, pred)
+        settings = self.wheels, self.level, self.constant
+        blocks = [slice(i, i + _BLOCK_CLIPS) for i in range(0, len(gold), _BLOCK_CLIPS)]
+        self._sums += sum(_clip_sums(gold[b], pred[b], names[b], *settings) for b in blocks)
         return self
 
-    def _sum(self, names, gold, pred):
-        "What some clips add to the sums"
-        g = _masks(gold, self.wheels, self.level, names)[0]
-        q, n, rows = _masks(pred, self.wheels, self.level, names)
-        p, r, scored = _precision_recall(g, q)
-        blind = _precision_recall(g, self.wheels.encode(list(self.constant), self.level).astype(g.dtype))
-        counts = len(gold), np.count_nonzero(~scored.any(1)), n.sum(), np.count_nonzero(rows)
-        return np.concatenate([scored.sum(0), *(x.sum(0) for x in (p, r, *blind[:2])), counts])
-
-    def merge(self, other):
-        "Add the clips of another collector, from another process perhaps"
-        kind = lambda s: (s.wheels.fingerprint, s.level, s.constant)
-        if kind(self) != kind(other):
-            raise ValueError("only scores with the same wheels, the same level and the same constant can be merged")
+    def merge(self,
+        other: "EWScore",  # From another process, perhaps
+    ) -> Self:
+        "Add the clips of another collector"
+        kinds = [(x.wheels.fingerprint, x.level, x.constant) for x in (self, other)]
+        if kinds[0] != kinds[1]:
+            raise ValueError("only scores with the same wheels, the same level "
+                             "and the same constant can be merged")
         self._sums = self._sums + other._sums
         return self
 
-    def compute(self):
-        "The score over all clips so far, of all processes"
-        sums, ends = _over_processes(self._sums), np.arange(1, 6)*len(self.wheels.names)
-        scored, p, r, *blind, (n, never, n_labels, n_known) = np.split(sums, ends)
-        if n == 0: raise ValueError("nothing to score: there are no clips yet")
-        F, P, R = _averages(p, r, scored, self.undefined)
-        table = dict(wheel=self.wheels.names, f=F, precision=P, recall=R, n_scored=scored.astype(int))
-        constant_f = _averages(*blind, scored, self.undefined)[0]
-        return EWResult(*(float(x.mean()) for x in (F, P, R)), float(n_labels/n), float(n_known/max(n_labels, 1)),
-                        int(n), float(never/n), float(constant_f.mean()), self.constant, self.level, self.undefined,
-                        self.wheels.version, self.wheels.fingerprint, table)
-
-# %% ../nbs/03_metrics.ipynb #c027
-def _over_processes(sums):
-    "The sum of `sums` over the processes of torch.distributed, where it runs"
-    torch = sys.modules.get("torch")   # who has not imported torch runs no distributed training
-    if not (torch and torch.distributed.is_available() and torch.distributed.is_initialized()): return sums
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    t = torch.tensor(sums, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(t)
-    return t.cpu().numpy()
+    def compute(self,
+        sync: bool = False,  # Add up the clips of all processes; then all of them must call this
+    ) -> EWResult:
+        "The score over all clips so far"
+        sums = sum_over_processes(self._sums) if sync else self._sums
+        return _ew_result(sums, self.wheels, self.level, self.constant, self.undefined)
 
 # %% ../nbs/03_metrics.ipynb #c028
 def ew_score(
-    gold,              # Mapping from clip to labels, or a sequence of labels
-    pred,              # The same for the answers
-    wheels=None,       # From `load_wheels`; the built-in ones by default
-    level=1,           # 1: sectors; 2: the finer words
-    undefined="zero",  # F where nothing is hit or scored: "zero" (MER2026) or "nan" (AffectGPT, MER2025)
-)->EWResult:
+    gold: Answers,            # Mapping from clip to labels, or a sequence of labels
+    pred: Answers,            # The same for the answers
+    wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
+    level: int = 1,           # 1: sectors; 2: the finer words
+    undefined: str = "zero",  # F where nothing is hit: "zero" (MER2026) or "nan" (MER2025)
+) -> EWResult:
     "Emotion-wheel score of `pred` against `gold`: from 0 to 1, higher is better"
     return EWScore(wheels, level, undefined).update(gold, pred).compute()
 
 # %% ../nbs/03_metrics.ipynb #c037
 def ew_rewards(
-    gold, pred,        # As in `ew_score`
-    wheels=None,
-    level=1,
-    measure="f",       # "f", "precision", "recall" or "jaccard"
-    undefined="zero",  # Reward of a clip whose gold no wheel knows: "zero" or "nan"
-)->np.ndarray:         # [n]
+    gold: Answers,            # As in `ew_score`
+    pred: Answers,            # As in `ew_score`
+    wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
+    level: int = 1,           # 1: sectors; 2: the finer words
+    measure: str = "f",       # "f", "precision", "recall" or "jaccard"
+    undefined: str = "zero",  # Reward of a clip whose gold no wheel knows: "zero" or "nan"
+) -> np.ndarray:              # [n]
     "Score of each answer on its own, averaged over the wheels that know its gold"
-    _check_undefined(undefined)
-    wheels = wheels or load_wheels()
-    names, gold, pred = _pair(gold, pred)
-    g, q = (_masks(x, wheels, level, names)[0] for x in (gold, pred))
+    check_undefined(undefined)
+    g, q = _both_masks(gold, pred, wheels or load_wheels(), level)
     hit, n_g, n_q = (np.bitwise_count(x).astype(float) for x in (g & q, g, q))
     below = dict(f=(n_g + n_q)/2, precision=n_q, recall=n_g, jaccard=n_g + n_q - hit)
     if measure not in below:
         raise ValueError(f"measure is {measure!r}; it must be one of {', '.join(below)}")
-    value = hit / np.maximum(below[measure], .5)   # no division by 0: where nothing stands below, nothing is hit
-    return _divide(value.sum(1), (n_g > 0).sum(1), undefined)
+    value = hit / np.maximum(below[measure], .5)   # where the divisor is 0, nothing is hit
+    return divide(value.sum(1), (n_g > 0).sum(1), undefined)
 
-# %% ../nbs/03_metrics.ipynb #c044
-def _draws(n, n_draws, seed, most=20_000_000):
-    "How often each of `n` clips is drawn, in blocks [draws, n] of bounded size"
-    rng, step = np.random.default_rng(seed), max(1, most // n)
-    for i in range(0, n_draws, step):
-        yield rng.multinomial(n, np.full(n, 1/n), size=min(step, n_draws - i)).astype(float)
+# %% ../nbs/03_metrics.ipynb #08722cf3
+def _both_masks(gold, pred, wheels, level):
+    "Bit masks [clips, wheels] of gold and answers"
+    names, gold, pred = pair_labels(gold, pred)
+    return [sector_masks(x, wheels, level, names)[0] for x in (gold, pred)]
 
+# %% ../nbs/03_metrics.ipynb #dcf3207d
 def _bootstrap(n_draws, seed, *systems):
-    "Corpus F of each system (precision, recall, scored) in `n_draws` draws: [systems, n_draws], the same draws for all"
-    if n_draws < 1: raise ValueError(f"{n_draws} draws: the bootstrap needs at least one")
-    n = len(systems[0][0])
-    blocks = ([_averages(*(c @ x for x in s))[0].mean(-1) for s in systems] for c in _draws(n, n_draws, seed))
-    return np.concatenate(list(blocks), axis=1)
+    "Corpus F of each system (precision, recall, scored): [systems, n_draws], on the same draws"
+    n_clips = len(systems[0][0])
+    blocks = []
+    for counts in bootstrap_draws(n_clips, n_draws, seed):
+        sums = [[counts @ x for x in system] for system in systems]
+        blocks.append([averages(*s)[0].mean(-1) for s in sums])
+    return np.concatenate(blocks, axis=1)
 
 # %% ../nbs/03_metrics.ipynb #c045
 def ew_interval(
-    gold, pred,       # As in `ew_score`
-    wheels=None,
-    level=1,
-    n=1000,           # Number of draws
-    seed=0,
-    confidence=0.95,
-)->tuple[float, float]:
+    gold: Answers,             # As in `ew_score`
+    pred: Answers,             # As in `ew_score`
+    wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
+    level: int = 1,            # 1: sectors; 2: the finer words
+    n: int = 1000,             # Number of draws
+    seed: int = 0,             # Of the draws
+    confidence: float = 0.95,  # Share of the draws inside the interval
+) -> tuple[float, float]:
     "Bootstrap interval over clips of the corpus F"
-    wheels = wheels or load_wheels()
-    names, gold, pred = _pair(gold, pred)
-    system = _precision_recall(*(_masks(x, wheels, level, names)[0] for x in (gold, pred)))
+    system = precision_recall(*_both_masks(gold, pred, wheels or load_wheels(), level))
     tail = (1 - confidence) / 2
     return tuple(np.quantile(_bootstrap(n, seed, system)[0], [tail, 1 - tail]).tolist())
 
 # %% ../nbs/03_metrics.ipynb #c051
 @dataclass(frozen=True, repr=False)
-class EWDifference(_Score):
+class EWDifference(ScoreResult):
     "System b minus system a"
     difference: float  # Of the corpus F
     low: float         # 95 % interval of the difference
@@ -302,38 +196,40 @@ class EWDifference(_Score):
 
 # %% ../nbs/03_metrics.ipynb #c052
 def ew_difference(
-    gold,
-    pred_a, pred_b,  # The answers of the two systems
-    wheels=None,
-    level=1,
-    n=1000,          # Number of draws
-    seed=0,
-)->EWDifference:
+    gold: Answers,    # As in `ew_score`
+    pred_a: Answers,  # The answers of one system
+    pred_b: Answers,  # The answers of the other
+    wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
+    level: int = 1,   # 1: sectors; 2: the finer words
+    n: int = 1000,    # Number of draws
+    seed: int = 0,    # Of the draws
+) -> EWDifference:
     "Paired bootstrap of the difference in corpus F, `pred_b` minus `pred_a`"
     wheels = wheels or load_wheels()
-    (names, g, a), (_, _, b) = _pair(gold, pred_a), _pair(gold, pred_b)
-    g, a, b = (_masks(x, wheels, level, names)[0] for x in (g, a, b))
-    systems = _precision_recall(g, a), _precision_recall(g, b)
-    f_a, f_b = (_averages(*(x.sum(0) for x in s))[0].mean() for s in systems)
-    draws = np.subtract(*_bootstrap(n, seed, *systems)[::-1])
-    p = min(1., 2*(1 + min((draws <= 0).sum(), (draws >= 0).sum())) / (n + 1))   # never 0: a draw more could be the first
-    return EWDifference(float(f_b - f_a), *np.quantile(draws, [.025, .975]).tolist(), float(p), wheels.version, wheels.fingerprint)
+    a = precision_recall(*_both_masks(gold, pred_a, wheels, level))
+    b = precision_recall(*_both_masks(gold, pred_b, wheels, level))
+    f_a, f_b = (averages(*(x.sum(0) for x in s))[0].mean() for s in (a, b))
+    draws_a, draws_b = _bootstrap(n, seed, a, b)
+    low, high = np.quantile(draws_b - draws_a, [.025, .975]).tolist()
+    return EWDifference(float(f_b - f_a), low, high, float(paired_p(draws_b - draws_a)),
+                        wheels.version, wheels.fingerprint)
 
 # %% ../nbs/03_metrics.ipynb #d002
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # quantile .975 of Student's t, 1 to 9 degrees of freedom
-
 def seed_interval(
-    differences,  # One number for each of 2 to 10 seeds
-)->tuple[float, float, float]:
+    differences: list[float],  # One number for each seed, at least two
+) -> tuple[float, float, float]:
     "Their mean, and the low and high end of its 95 % interval by Student's t"
+    try: from scipy.stats import t
+    except ImportError as e:
+        raise ImportError("seed_interval needs scipy: pip install scipy") from e
     d = np.asarray(differences, float)
-    if not 2 <= len(d) <= len(_T95) + 1: raise ValueError(f"an interval takes 2 to {len(_T95) + 1} seeds, not {len(d)}")
-    half = _T95[len(d) - 2] * d.std(ddof=1) / np.sqrt(len(d))
+    if len(d) < 2: raise ValueError(f"an interval takes at least 2 seeds, not {len(d)}")
+    half = t.ppf(.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
     return d.mean().item(), (d.mean() - half).item(), (d.mean() + half).item()
 
 # %% ../nbs/03_metrics.ipynb #c055
 @dataclass(frozen=True, repr=False)
-class MER2025Result(_Score):
+class MER2025Result(ScoreResult):
     "Score of MER2025 Track 2"
     score: float      # Mean of the F at both levels
     level1: EWResult
@@ -343,30 +239,18 @@ class MER2025Result(_Score):
 
 # %% ../nbs/03_metrics.ipynb #c056
 def mer2025_score(
-    gold, pred,  # As in `ew_score`
-    wheels=None,
-    undefined="zero",
-)->MER2025Result:
+    gold: Answers,            # As in `ew_score`
+    pred: Answers,            # As in `ew_score`
+    wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
+    undefined: str = "zero",  # As in `ew_score`
+) -> MER2025Result:
     "Mean of level-1 F and level-2 F"
     one, two = (ew_score(gold, pred, wheels, level, undefined) for level in (1, 2))
     return MER2025Result((one.f + two.f)/2, one, two, one.wheels, one.fingerprint)
 
-# %% ../nbs/03_metrics.ipynb #c057
-def _numbers(words):
-    "One number per distinct word; -1 for None"
-    known = {None: -1}
-    return np.array([known.setdefault(w, len(known) - 1) for w in words])
-
-def _set_scores(g, q, n_g, n_q):
-    "Sums of precision and recall of sets of numbers, and how many are scored; -1 is no number"
-    top, n = 1 + max(g.max(initial=0), q.max(initial=0)), len(n_g)
-    g, q = (np.unique((np.repeat(np.arange(n), m)*top + x)[x >= 0]) for x, m in ((g, n_g), (q, n_q)))
-    hit, n_g, n_q = (np.bincount(x // top, minlength=n) for x in (np.intersect1d(g, q, assume_unique=True), g, q))
-    return (hit/np.maximum(n_q, 1)).sum(), (hit/np.maximum(n_g, 1)).sum(), np.count_nonzero(n_g)
-
 # %% ../nbs/03_metrics.ipynb #c060
 @dataclass(frozen=True, repr=False)
-class OVMERResult(_Score):
+class OVMERResult(ScoreResult):
     "Score of the OV-MER paper"
     m_avg: float        # Mean of the twelve F
     mean_labels: float  # Words per answer
@@ -376,37 +260,51 @@ class OVMERResult(_Score):
     wheels: str         # Version of the tables
     fingerprint: str
     _columns: dict
-    columns = _frame("_columns")   # column, f, precision, recall, n_scored
+    columns = table_property("_columns")   # column, f, precision, recall, n_scored
     _tables = ("columns",)
 
 # %% ../nbs/03_metrics.ipynb #c061
+_COLUMNS = ("column", "f", "precision", "recall", "n_scored")
+
+def _name_rows(gold, pred, wheels, names, undefined):
+    "The columns M1 and M2"
+    n_g, g = label_rows(gold, wheels, names)
+    n_q, q = label_rows(pred, wheels, names)
+    for column, words in (("M1", wheels.first_names), ("M2", wheels.first_words)):
+        numbers = number_words(words)
+        p, r, n = set_sums(numbers[g], numbers[q], n_g, n_q)
+        f, precision, recall = averages(p, r, n, undefined)
+        yield column, float(f), float(precision), float(recall), n
+
+def _wheel_rows(score):
+    "The columns of one level, M3-W1 to M3-W5"
+    values = (score._wheel[k] for k in _COLUMNS[1:])
+    for i, (f, precision, recall, n) in enumerate(zip(*values), 1):
+        yield f"M3-W{i}-L{score.level}", float(f), float(precision), float(recall), int(n)
+
+# %% ../nbs/03_metrics.ipynb #9c1b15cd
 def ovmer_score(
-    gold, pred,  # As in `ew_score`
-    wheels=None,
-    undefined="zero",
-)->OVMERResult:
+    gold: Answers,            # As in `ew_score`
+    pred: Answers,            # As in `ew_score`
+    wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
+    undefined: str = "zero",  # As in `ew_score`
+) -> OVMERResult:
     "The twelve columns of the OV-MER paper and their mean"
     wheels = wheels or load_wheels()
-    names, g, q = _pair(gold, pred)
-    levels = [ew_score(g, q, wheels, level, undefined) for level in (1, 2)]
-    (n_g, g), (n_q, q) = (_flat(x, wheels, names) for x in (g, q))
-    rows, values = [], ("f", "precision", "recall", "n_scored")
-    for column, words in (("M1", wheels._first), ("M2", wheels._word)):
-        p, r, n = _set_scores(_numbers(words)[g], _numbers(words)[q], n_g, n_q)
-        rows.append((column, *map(float, _averages(p, r, n, undefined)), n))
-    for s in levels:
-        for i, (*x, n) in enumerate(zip(*map(s._wheel.get, values)), 1):
-            rows.append((f"M3-W{i}-L{s.level}", *map(float, x), int(n)))
-    columns = dict(zip(("column", *values), map(list, zip(*rows))))
-    s = levels[0]
-    return OVMERResult(float(np.mean(columns["f"])), s.mean_labels, s.coverage, s.never_scored, s.n, s.wheels, s.fingerprint, columns)
+    names, gold, pred = pair_labels(gold, pred)
+    one, two = (ew_score(gold, pred, wheels, level, undefined) for level in (1, 2))
+    by_name = _name_rows(gold, pred, wheels, names, undefined)
+    rows = [*by_name, *_wheel_rows(one), *_wheel_rows(two)]
+    columns = dict(zip(_COLUMNS, map(list, zip(*rows))))
+    return OVMERResult(float(np.mean(columns["f"])), one.mean_labels, one.coverage,
+                       one.never_scored, one.n, one.wheels, one.fingerprint, columns)
 
 # %% ../nbs/03_metrics.ipynb #c065
 @dataclass(frozen=True, repr=False)
-class HitRateResult(_Score):
+class HitRateResult(ScoreResult):
     "Hit rate and what it hides"
-    hit_rate: float           # Mean over wheels of the share of clips whose gold sector is in the answer
-    mscore: float             # The same with each hit divided by the number of class sectors in the answer
+    hit_rate: float           # Mean over wheels: share of clips whose gold sector is in the answer
+    mscore: float             # The same, each hit divided by the answer's class sectors
     mean_labels: float        # Words per answer
     coverage: float           # Share of the predicted words that the tables know
     n_scored: int             # Clips whose gold at least one wheel knows
@@ -416,13 +314,15 @@ class HitRateResult(_Score):
     wheels: str               # Version of the tables
     fingerprint: str
     _wheel: dict
-    per_wheel = _frame("_wheel")   # wheel, hit_rate, mscore, n_scored
+    per_wheel = table_property("_wheel")   # wheel, hit_rate, mscore, n_scored
     _tables = ("per_wheel",)
 
 # %% ../nbs/03_metrics.ipynb #c066
-def _one_word(labels, name):
+def _check_one_word(labels, name):
     if len(labels) != 1:
-        raise ValueError(f"gold of clip {name}: hit rate needs exactly one word, not {shorten(list(labels))}")
+        raise ValueError(f"gold of clip {name}: hit rate needs exactly one word, "
+                         f"not {shorten(list(labels))}")
+
 
 def _hits(g, q, undefined):
     "Hit rate and mscore per wheel, and clips scored"
@@ -430,32 +330,36 @@ def _hits(g, q, undefined):
     hit = (g & q) > 0
     share = hit / np.maximum(np.bitwise_count(q & classes), 1)
     n = scored.sum(0)
-    return _divide(hit.sum(0), n, undefined), _divide(share.sum(0), n, undefined), n
+    return divide(hit.sum(0), n, undefined), divide(share.sum(0), n, undefined), n
 
 # %% ../nbs/03_metrics.ipynb #c067
 def hit_rate(
-    gold,              # Mapping from clip to one word, or a sequence of words
-    pred,              # As in `ew_score`
-    wheels=None,
-    undefined="zero",  # A wheel that knows no gold at all: "zero" or "nan"
-    constant=("happy", "sad", "angry"),  # The constant answer to compare with
-)->HitRateResult:
+    gold: Answers,            # Mapping from clip to one word, or a sequence of words
+    pred: Answers,            # As in `ew_score`
+    wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
+    undefined: str = "zero",  # A wheel that knows no gold at all: "zero" or "nan"
+    constant: tuple = ("happy", "sad", "angry"),  # The constant answer to compare with
+) -> HitRateResult:
     "Share of clips whose gold sector is among those of the answer, at level 1"
-    _check_undefined(undefined)
+    check_undefined(undefined)
     wheels = wheels or load_wheels()
-    names, gold, pred = _pair(gold, pred)
-    for name, x in zip(names, gold): _one_word(x, name)
-    g, (q, n, rows) = _masks(gold, wheels, 1, names)[0], _masks(pred, wheels, 1, names)
+    names, gold, pred = pair_labels(gold, pred)
+    for name, x in zip(names, gold): _check_one_word(x, name)
+    g = sector_masks(gold, wheels, 1, names)[0]
+    q, n, rows = sector_masks(pred, wheels, 1, names)
     hit, share, scored = _hits(g, q, undefined)
-    blind = _hits(g, wheels.encode(list(constant)).astype(g.dtype)[None], undefined)[0]
+    same_for_all = wheels.encode(list(constant)).astype(g.dtype)[None]
+    constant_hit = _hits(g, same_for_all, undefined)[0]
+    coverage = float(np.count_nonzero(rows)/max(len(rows), 1))
     known = int((g > 0).any(1).sum())
-    table = dict(wheel=wheels.names, hit_rate=hit, mscore=share, n_scored=scored)
-    return HitRateResult(float(hit.mean()), float(share.mean()), float(n.mean()), float(np.count_nonzero(rows)/max(len(rows), 1)),
-                         known, len(names) - known, float(blind.mean()), tuple(constant), wheels.version, wheels.fingerprint, table)
+    columns = dict(wheel=wheels.names, hit_rate=hit, mscore=share, n_scored=scored)
+    return HitRateResult(float(hit.mean()), float(share.mean()), float(n.mean()), coverage,
+                         known, len(names) - known, float(constant_hit.mean()), tuple(constant),
+                         wheels.version, wheels.fingerprint, columns)
 
 # %% ../nbs/03_metrics.ipynb #c072
 @dataclass(frozen=True, repr=False)
-class SentimentResult(_Score):
+class SentimentResult(ScoreResult):
     "Sentiment score and what it hides"
     waf: float                # Mean of the two F1, weighted by how often each class is gold
     acc: float                # Accuracy
@@ -468,15 +372,20 @@ class SentimentResult(_Score):
 # %% ../nbs/03_metrics.ipynb #c073
 def _waf(gold, pred):
     "F1 of both classes, weighted by support"
-    f1 = [_divide(2*np.sum(g & q), np.sum(g) + np.sum(q), "zero") for g, q in ((gold, pred), (~gold, ~pred))]
-    return float(np.average(f1, weights=[gold.sum(), (~gold).sum()]))
+    def f1(g, q): return divide(2*np.sum(g & q), np.sum(g) + np.sum(q), "zero")
+    weights = [gold.sum(), (~gold).sum()]
+    return float(np.average([f1(gold, pred), f1(~gold, ~pred)], weights=weights))
 
-def _polarity(name, x):
-    if not isinstance(x, str):
-        raise ValueError(f"prediction of clip {name}: polarity must be a word, not {shorten(x)} ({type(x).__name__})")
-    return x
 
-def _value(name, x):
+def _check_polarity(name, x):
+    "The answer `x`, if it is a word"
+    if isinstance(x, str): return x
+    raise ValueError(f"prediction of clip {name}: polarity must be a word, "
+                     f"not {shorten(x)} ({type(x).__name__})")
+
+
+def _check_sentiment(name, x):
+    "The gold `x` as a float, if it is a number"
     if isinstance(x, (str, bool)) or not np.isscalar(x) or not np.isfinite(x):
         raise ValueError(f"gold of clip {name}: sentiment must be a number, not {shorten(x)}")
     return float(x)
@@ -485,165 +394,18 @@ def _value(name, x):
 POLARITY = {"positive": 1, "neutral": 0, "negative": -1}
 
 def sentiment_score(
-    gold,  # Mapping from clip to a number, or a sequence of numbers
-    pred,  # "positive", "neutral" or "negative" for each
-)->SentimentResult:
+    gold: Answers,  # Mapping from clip to a number, or a sequence of numbers
+    pred: Answers,  # "positive", "neutral" or "negative" for each
+) -> SentimentResult:
     "Weighted F1 and accuracy of the polarity"
-    names, gold, pred = _align(gold, pred)
-    value, word = np.array(list(map(_value, names, gold))), list(map(_polarity, names, pred))
+    names, gold, pred = align_answers(gold, pred)
+    value = np.array(list(map(_check_sentiment, names, gold)))
+    word = list(map(_check_polarity, names, pred))
     keep = value != 0
     if not keep.any(): raise ValueError("nothing to score: all gold values are 0")
     g, q = value[keep] > 0, np.array([POLARITY.get(x, 0) > 0 for x in word])[keep]
-    blind = np.full_like(g, g.mean() >= .5)
-    return SentimentResult(_waf(g, q), float((g == q).mean()), int(keep.sum()), int((~keep).sum()),
-                           sum(x not in POLARITY for x in word), word.count("neutral"), _waf(g, blind))
-
-# %% ../nbs/03_metrics.ipynb #c078
-_MELD, _IEMOCAP = "anger joy sadness neutral disgust fear surprise".split(), "happy sad neutral anger".split()
-UNIBENCH = {  # key: (stem of the label file's folder or name, label file, split, measure, class names where gold is an index)
-    "MER2023":     ("mer2023", "label-6way.npz", "test1_corpus", "hit rate", None),
-    "MER2024":     ("mer2024", "label-6way.npz", "test1_corpus", "hit rate", None),
-    "MELD":        ("meld", "label.npz", "test_corpus", "hit rate", _MELD),
-    "IEMOCAPFour": ("iemocap", "label_4way.npz", "whole_corpus", "hit rate", _IEMOCAP),
-    "CMUMOSI":     ("cmumosi", "label.npz", "test_corpus", "WAF", None),
-    "CMUMOSEI":    ("cmumosei", "label.npz", "test_corpus", "WAF", None),
-    "SIMS":        ("sims", "label.npz", "test_corpus", "WAF", None),
-    "SIMSv2":      ("simsv2", "label.npz", "test_corpus", "WAF", None),
-    "OVMERDPlus":  ("ovmerdplus", "ovlabel.csv", None, "EW F", None)}
-
-# %% ../nbs/03_metrics.ipynb #c079
-def _gold_file(labels, key):
-    "Label file of a data set: `<stem>_label.npz` or `<stem>-process/label.npz`; None if there is none"
-    stem, file, *_ = UNIBENCH[key]
-    places = labels/f"{stem}_{file}", labels/f"{stem}-process"/file, labels/f"{stem}-dataset-process"/file
-    return next((f for f in places if f.is_file()), None)
-
-def _read_openset(path):
-    "Clip -> labels of a csv; none means neutral, as in the authors' code"
-    try: table = pd.read_csv(path, dtype={"name": str})
-    except ValueError as e: raise ValueError(f"{path} is no csv file in UTF-8 ({e})") from None
-    if missing := [c for c in ("name", "openset") if c not in table]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}")
-    if (twice := table["name"].duplicated()).any():
-        raise ValueError(f"{path}: more than one row for clip {_names(table['name'][twice].unique())}")
-    return {n: parse_labels(x, strict=True) or ["neutral"] for n, x in zip(table["name"], table["openset"])}
-
-def _class(name, x, classes):
-    "The class that gold gives by its number"
-    if not isinstance(x, (int, np.integer)) or not 0 <= x < len(classes):
-        raise ValueError(f"clip {name}: {shorten(x)} is no class; there are 0 to {len(classes) - 1}")
-    return classes[x]
-
-# %% ../nbs/03_metrics.ipynb #c079a
-def _read_gold(path, key):
-    "Clip -> gold of the test split"
-    _, _, split, measure, classes = UNIBENCH[key]
-    if path.suffix == ".csv": return _read_openset(path)
-    d, entry = read_npz(path), "val" if measure == "WAF" else "emo"
-    if split not in d: raise ValueError(f"{path} has no split {split}; it holds {', '.join(d)}")
-    kept = lambda n: key != "IEMOCAPFour" or n[4] == "5"   # of IEMOCAP, Session 5 is the test
-    try: gold = {n: x[entry] for n, x in d[split].items() if kept(n)}
-    except (AttributeError, IndexError, KeyError, TypeError):
-        raise ValueError(f"{path}: {split} does not give each clip an {entry!r}") from None
-    try: return {n: _class(n, x, classes) for n, x in gold.items()} if classes else gold
-    except ValueError as e: raise ValueError(f"{path}: {e}") from None
-
-# %% ../nbs/03_metrics.ipynb #c080
-def _answer_files(predictions, key):
-    "Checkpoint -> file of the extracted answers, below a folder named after the data set"
-    suffix = "-openset-sentiment.npz" if UNIBENCH[key][3] == "WAF" else "-openset.npz"
-    called = key.lower(), f"results-{key.lower()}"
-    folders = [d for d in predictions.iterdir() if d.is_dir() and d.name.lower() in called]
-    found = {}
-    for f in sorted(f for d in folders for f in d.rglob(f"*{suffix}")):
-        number = re.search(r"(?:epoch|checkpoint)_?(\d+)", f.name)
-        if not number:
-            raise ValueError(f"{f}: no checkpoint in the name; expected epoch30{suffix} or checkpoint_000030_loss_0.1{suffix}")
-        if int(number[1]) in found:
-            raise ValueError(f"two files for checkpoint {int(number[1])} of {key}: {found[int(number[1])]} and {f}")
-        found[int(number[1])] = f
-    return found
-
-def _column(x, path):
-    "The entries of a column of a result file"
-    if not isinstance(x, (np.ndarray, list, tuple)):
-        raise ValueError(f"{path}: {shorten(x)} is no column of names or answers")
-    return [v.decode() if isinstance(v, bytes) else v for v in (x.tolist() if isinstance(x, np.ndarray) else x)]
-
-def _read_answers(path):
-    "Clip -> answer of a result file"
-    d = read_npz(path)
-    if missing := [k for k in ("filenames", "fileitems") if k not in d]:
-        raise ValueError(f"{path} has no entry {', '.join(missing)}")
-    names, items = (_column(d[k], path) for k in ("filenames", "fileitems"))
-    if len(names) != len(items): raise ValueError(f"{path}: {len(names)} filenames but {len(items)} fileitems")
-    if twice := [n for n, k in Counter(names).items() if k > 1]:
-        raise ValueError(f"{path}: more than one answer for clip {_names(twice)}")
-    return dict(zip(names, items))
-
-# %% ../nbs/03_metrics.ipynb #c081
-def _bench_row(key, gold, path, wheels):
-    "One data set and checkpoint: its number and the companions"
-    answers, measure, n = _read_answers(path), UNIBENCH[key][3], len(gold)
-    try:
-        if measure == "WAF": s = sentiment_score(gold, answers)
-        else: s = (hit_rate if measure == "hit rate" else ew_score)(gold, answers, wheels)
-    except (KeyError, ValueError) as e: raise type(e)(f"{path}: {e.args[0]}") from None
-    if measure == "WAF":
-        row = dict(score=s.waf, companion="ACC", value=s.acc, mean_labels=1., coverage=1 - s.n_unparsable/n, n_scored=s.n_scored)
-    else:
-        words = dict(mean_labels=s.mean_labels, coverage=s.coverage)
-        if measure == "hit rate": row = dict(score=s.hit_rate, companion="mscore", value=s.mscore, **words, n_scored=s.n_scored)
-        else: row = dict(score=s.f, companion="precision", value=s.precision, **words, n_scored=round(n*(1 - s.never_scored)))
-    return row | dict(n=n, constant=s.constant_baseline)
-
-# %% ../nbs/03_metrics.ipynb #c082
-@dataclass(frozen=True, repr=False)
-class UniBenchResult(_Score):
-    "The table of MER-UniBench"
-    mean: float     # Of the main scores in the table
-    n_sets: int     # Rows of the table; the published mean has nine
-    protocol: str   # "fixed" or "best-on-test"
-    missing: dict   # Data set -> why it is not in the table
-    wheels: str
-    fingerprint: str
-    _rows: list
-    table = _frame("_rows")   # dataset, measure, checkpoint, score, companions
-    _tables = ("table",)
-
-# %% ../nbs/03_metrics.ipynb #c083
-def unibench(
-    predictions,       # Folder with a folder per data set, which holds files such as `epoch30-openset.npz`
-    labels,            # Folder with the label files
-    wheels=None,
-    checkpoint=None,   # The one checkpoint to score; needed where there are several
-    protocol="fixed",  # "fixed", or "best-on-test": per data set the best on the test set, as in published tables
-)->UniBenchResult:
-    "Main score of each data set, what to read beside it, and the mean"
-    if protocol not in ("fixed", "best-on-test"):
-        raise ValueError(f"protocol is {protocol!r}; it must be 'fixed' or 'best-on-test'")
-    if protocol == "best-on-test" and checkpoint is not None:
-        raise ValueError("protocol 'best-on-test' chooses the checkpoint: leave `checkpoint` out")
-    predictions, labels, wheels = Path(predictions), Path(labels), wheels or load_wheels()
-    for folder in (predictions, labels):
-        if not folder.is_dir(): raise FileNotFoundError(f"no folder {folder}")
-    rows, missing = [], {}
-    for key, (*_, measure, _) in UNIBENCH.items():
-        files, gold_file = _answer_files(predictions, key), _gold_file(labels, key)
-        if not files: missing[key] = f"no answers below {predictions}/{key.lower()}"; continue
-        if gold_file is None: missing[key] = f"no {UNIBENCH[key][1]} in {labels}"; continue
-        if protocol == "fixed":
-            wanted = checkpoint if checkpoint is not None else next(iter(files))
-            if wanted not in files:
-                raise ValueError(f"{key} has no checkpoint {wanted}; there are {', '.join(map(str, files))}")
-            if checkpoint is None and len(files) > 1:
-                raise ValueError(f"{key} has the checkpoints {', '.join(map(str, files))}: name one, "
-                                 "or ask for protocol='best-on-test'")
-            files = {wanted: files[wanted]}
-        gold = _read_gold(gold_file, key)
-        scored = [dict(dataset=key, measure=measure, checkpoint=c, **_bench_row(key, gold, f, wheels))
-                  for c, f in files.items()]
-        rows.append(max(scored, key=lambda r: r["score"]))
-    if not rows: raise FileNotFoundError(f"nothing to score: {missing}")
-    mean = float(np.mean([r["score"] for r in rows]))
-    return UniBenchResult(mean, len(rows), protocol, missing, wheels.version, wheels.fingerprint, rows)
+    constant = np.full_like(g, g.mean() >= .5)
+    return SentimentResult(
+        _waf(g, q), float((g == q).mean()), n_scored=int(keep.sum()), n_zero=int((~keep).sum()),
+        n_unparsable=sum(x not in POLARITY for x in word), n_neutral=word.count("neutral"),
+        constant_baseline=_waf(g, constant))

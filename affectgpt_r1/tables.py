@@ -52,8 +52,9 @@ def read_csv(
     "A table of clips; raises FileNotFoundError or ValueError that says what is wrong with the file"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
-    try: df = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as e:
+    try:
+        df = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
+    except ValueError as e:   # bytes that are not UTF-8, too
         raise ValueError(f"{path}: is not a csv file in UTF-8 ({e})") from None
     if missing := [c for c in ["name", *columns] if c not in df]:
         here = list_some(df.columns)
@@ -69,7 +70,8 @@ def read_sheet(
     columns: list[str],    # Columns that it must have
 ) -> list[dict]:           # One dict per row, by column name
     "Rows of the first sheet of an Excel file"
-    try: from openpyxl import load_workbook
+    try:
+        from openpyxl import load_workbook
     except ImportError as e:
         raise ImportError(f"reading {path} needs openpyxl: pip install openpyxl") from e
     with open(path, "rb") as file:
@@ -85,93 +87,116 @@ def read_sheet(
     return rows
 
 # %% ../nbs/machinery/tables.ipynb #c027
+def _refuse(what):
+    "Raises the error of a pickle that holds what we do not admit"
+    raise pickle.UnpicklingError(f"holds {what}")
+
 def _plain_dtype(code, *_):
     "The dtype called `code`, of numbers, text or objects"
     if not re.fullmatch(r"[biufcSUO]\d{0,9}", code):
-        raise pickle.UnpicklingError(f"holds a pickled dtype {code!r}, which is none of numbers, text or objects")
+        _refuse(f"a pickled dtype {code!r}, which is none of numbers, text or objects")
     return np.dtype(code, copy=True)   # a copy: its byte order may have to be set
 
 def _scalar(dtype, data):
     "One number or text of numpy's"
     if dtype.hasobject or len(data) != dtype.itemsize:
-        raise pickle.UnpicklingError(f"holds a pickled scalar of {dtype} that does not fit its data")
+        _refuse(f"a pickled scalar of {dtype} that does not fit its data")
     return np.frombuffer(data, dtype)[0] if data else dtype.type()
 
-def _bytes(data=b""): return bytearray(bytes(memoryview(data)))   # not bytearray(10**12)
+def _bytes(data=b""):
+    "A bytearray with a copy of `data`; not of a given length, as bytearray(10**12) is"
+    return bytearray(bytes(memoryview(data)))
 
-_ADMITTED = {("numpy", "ndarray"): None, ("numpy", "dtype"): _plain_dtype, ("collections", "OrderedDict"): OrderedDict}
-for core in ("numpy.core.multiarray", "numpy._core.multiarray"):   # before numpy 2, and since
-    _ADMITTED |= {(core, "_reconstruct"): lambda *_: np.empty(0), (core, "scalar"): _scalar}
-for built_in in ("builtins", "__builtin__"):
-    _ADMITTED |= {(built_in, t.__name__): t for t in (set, frozenset, complex)} | {(built_in, "bytearray"): _bytes}
+# %% ../nbs/machinery/tables.ipynb #2fa2ae8f
+_ADMITTED = {
+    ("numpy", "ndarray"): None,
+    ("numpy", "dtype"): _plain_dtype,
+    ("collections", "OrderedDict"): OrderedDict,
+}
+for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):   # before numpy 2, and since
+    _ADMITTED[_core, "_reconstruct"] = lambda *_: np.empty(0)
+    _ADMITTED[_core, "scalar"] = _scalar
+for _built_in in ("builtins", "__builtin__"):
+    _ADMITTED |= {(_built_in, kind.__name__): kind for kind in (set, frozenset, complex)}
+    _ADMITTED[_built_in, "bytearray"] = _bytes
 
 # %% ../nbs/machinery/tables.ipynb #c027a
 def _check_state(state):
-    "What numpy does not check: that an array has as much data as its shape says, and no plain data for objects"
+    "Raises UnpicklingError unless an array has the data that its shape and dtype ask for"
     _, shape, dtype, _, data = state
     kind, per_item = (list, 1) if dtype.hasobject else (bytes, dtype.itemsize)
-    if min(shape, default=0) < 0 or type(data) is not kind or len(data) != per_item*math.prod(shape):
-        raise pickle.UnpicklingError(f"holds a pickled array of shape {shape} that does not fit its data")
+    fits = type(data) is kind and len(data) == per_item*math.prod(shape)
+    if min(shape, default=0) < 0 or not fits:
+        _refuse(f"a pickled array of shape {shape} that does not fit its data")
 
-class _SafeUnpickler(pickle._Unpickler):   # the one in Python: in it the step that sets a state can be replaced
-    "Knows numpy's arrays, scalars and dtypes, and plain containers, and names whatever else it is offered"
-    dispatch = {k: f for k, f in pickle._Unpickler.dispatch.items() if k != pickle.BYTEARRAY8[0]}   # which asks for memory first
+def _set_byte_order(unpickler):
+    "Replaces the dtype on the stack by one with the byte order of the state above it"
+    state, dtype = unpickler.stack.pop(), unpickler.stack[-1]
+    unpickler.stack[-1] = swapped = dtype.newbyteorder(state[1])
+    for key, held in unpickler.memo.items():
+        if held is dtype: unpickler.memo[key] = swapped
+
+# %% ../nbs/machinery/tables.ipynb #fbd6cfcd
+_STEPS = {step: run for step, run in pickle._Unpickler.dispatch.items()
+          if step != pickle.BYTEARRAY8[0]}
+
+class _SafeUnpickler(pickle._Unpickler):
+    "Admits numpy's arrays, scalars and dtypes, and plain containers; names what else it is offered"
+    dispatch = dict(_STEPS)
 
     def find_class(self, module, name):
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"holds a pickled {module}.{name}, "
-                                         "which is neither one of numpy's own types nor a plain container")
-        return _ADMITTED[module, name]
+        if (module, name) in _ADMITTED: return _ADMITTED[module, name]
+        _refuse(f"a pickled {module}.{name}, "
+                "which is neither one of numpy's own types nor a plain container")
 
     def load_build(self):
         target, state = self.stack[-2:]
-        if type(target) is np.ndarray: _check_state(state)
-        elif isinstance(target, np.dtype): return self._set_byte_order()
-        else: raise pickle.UnpicklingError(f"holds a state for a {type(target).__name__}")
+        if isinstance(target, np.dtype): return _set_byte_order(self)
+        if type(target) is not np.ndarray: _refuse(f"a state for a {type(target).__name__}")
+        _check_state(state)
         super().load_build()
     dispatch[pickle.BUILD[0]] = load_build
 
-    def _set_byte_order(self):
-        "All that is taken from the state of a dtype"
-        state, dtype = self.stack.pop(), self.stack[-1]
-        self.stack[-1] = swapped = dtype.newbyteorder(state[1])
-        for k, x in self.memo.items():
-            if x is dtype: self.memo[k] = swapped
-
 # %% ../nbs/machinery/tables.ipynb #c027b
-_MOST = 2**30   # bytes that a file may unpack to; the authors' largest has 2.5 million
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_MAX_BYTES = 2**30   # that a file may unpack to; the authors' largest has 2.5 million
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0}
 
 def _read_entry(file):
     "The array in an open npy file"
     version = np.lib.format.read_magic(file)
-    if version not in _HEADERS: raise ValueError(f"an npy entry of version {version}; 1.0 and 2.0 are known")
+    if version not in _HEADERS:
+        raise ValueError(f"an npy entry of version {version}; 1.0 and 2.0 are known")
     shape, _, dtype = _HEADERS[version](file)
-    if not dtype.hasobject:
-        if len(file.getbuffer()) - file.tell() != math.prod(shape)*dtype.itemsize:
-            raise ValueError(f"an array of shape {shape} that does not fit its data")
-        file.seek(0)
-        return np.lib.format.read_array(file, allow_pickle=False)
-    x = _SafeUnpickler(file).load()
-    if type(x) is not np.ndarray or x.shape != shape: raise ValueError(f"a pickle that is no array of shape {shape}")
-    return x
+    if dtype.hasobject:
+        x = _SafeUnpickler(file).load()
+        if type(x) is np.ndarray and x.shape == shape: return x
+        raise ValueError(f"a pickle that is no array of shape {shape}")
+    if len(file.getbuffer()) - file.tell() != math.prod(shape)*dtype.itemsize:
+        raise ValueError(f"an array of shape {shape} that does not fit its data")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
 
+# %% ../nbs/machinery/tables.ipynb #dc63f6ee
 def _read_entries(path):
     "Name -> array of the entries of a zip file"
     with zipfile.ZipFile(path) as z:
         size = sum(entry.file_size for entry in z.infolist())
-        if size > _MOST: raise ValueError(f"it would unpack to {size:,} bytes")
-        return {n.removesuffix(".npy"): _read_entry(io.BytesIO(z.read(n))) for n in z.namelist()}
+        if size > _MAX_BYTES: raise ValueError(f"it would unpack to {size:,} bytes")
+        return {name.removesuffix(".npy"): _read_entry(io.BytesIO(z.read(name)))
+                for name in z.namelist()}
 
 # %% ../nbs/machinery/tables.ipynb #523dd098
 def read_npz(
     path: str | Path,   # An npz file
-) -> dict:              # Its arrays by name; an array of no dimension is given as the object it holds
-    "What an npz file holds; raises ValueError where that is more than numpy's types and plain containers"
+) -> dict:              # Its arrays by name; one without dimensions is given as the object it holds
+    "What an npz file holds; raises ValueError for more than numpy's types and plain containers"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
-    try: found = _read_entries(path)
-    except pickle.UnpicklingError as e: raise ValueError(f"{path}: {e}") from None
+    try:
+        found = _read_entries(path)
+    except pickle.UnpicklingError as e:
+        raise ValueError(f"{path}: {e}") from None
     except Exception as e:   # broken bytes fail in many ways
         raise ValueError(f"{path}: cannot be read as npz ({type(e).__name__}: {e})") from None
     return {k: x.item() if x.ndim == 0 else x for k, x in found.items()}

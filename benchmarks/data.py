@@ -29,17 +29,16 @@ import numpy as np
 import torch
 
 from affectgpt_r1.data import load_mer2025
-from affectgpt_r1.features import (
-    FeatureCache,
-    probe_modalities,
-    read_features,
-    train_towers,
-    write_features,
-)
-from affectgpt_r1.media import _decode, _timetable, _write_video, face_boxes, read_audio, read_video
+from affectgpt_r1.features import FeatureCache, read_features, write_features
+from affectgpt_r1.towers import probe_modalities, train_towers
+from affectgpt_r1.faces import face_boxes
+from affectgpt_r1.media import (
+    decode_frames, frame_times, read_audio, read_video, write_video)
 from affectgpt_r1.metrics import ew_difference, ew_interval, ew_score
-from affectgpt_r1.model import frame_features, make_toy_model, segment_features
-from affectgpt_r1.toy import make_toy_corpus, oracle_scores
+from affectgpt_r1.modeling import frame_features, segment_features
+from affectgpt_r1.parts import make_toy_model
+from affectgpt_r1.oracle import oracle_scores
+from affectgpt_r1.toy import make_toy_corpus
 from affectgpt_r1.wheels import load_wheels
 
 
@@ -50,8 +49,8 @@ def larger(dataset, folder, size):
     def grow(row):
         path = folder / Path(row["video"]).name
         if not path.exists():
-            frames = [f for _, f in sorted(_decode(row["video"], range(10**6))[0].items())]
-            _write_video(
+            frames = [f for _, f in sorted(decode_frames(row["video"])[0].items())]
+            write_video(
                 path,
                 np.stack(
                     [np.kron(f, np.ones((size // 96, size // 96, 1), np.uint8)) for f in frames]
@@ -102,7 +101,7 @@ def timings(rows, size, model, processor, workers):
     with tempfile.TemporaryDirectory() as t:
         spent = profile(rows, model, processor, FeatureCache(t, model, processor))
     total, ms = sum(spent.values()), {k: 1e3 * v / len(rows) for k, v in spent.items()}
-    frames = sum(len(_timetable(r["video"])[0]) for r in rows) / len(rows)
+    frames = sum(len(frame_times(r["video"])[0]) for r in rows) / len(rows)
     print(
         f"\n{len(rows)} clips of {frames:.0f} frames, {size} pixels. One process, one "
         f"thread: {len(rows) / total:.1f} clips/s, {1e3 * total / len(rows):.1f} ms per clip"

@@ -34,18 +34,16 @@ from transformers.utils import logging as hf_logging
 from trl import GRPOConfig, GRPOTrainer
 
 from affectgpt_r1 import grpo
-from affectgpt_r1.coldstart import machine_settings, target_text
+from affectgpt_r1.coldstart import target_text
+from affectgpt_r1.training import trainer_settings
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.features import FeatureCache
 from affectgpt_r1.grpo import AffectGRPOTrainer, group_advantages, grpo_loss, grpo_rows, token_logps
 from affectgpt_r1.labels import QUESTIONS
-from affectgpt_r1.model import (
-    MEDIA_KEYS,
-    AffectGPTForConditionalGeneration,
-    make_prompt,
-    make_toy_model,
-    peak_bytes,
-)
+from affectgpt_r1.memory import peak_bytes
+from affectgpt_r1.modeling import MEDIA_KEYS, AffectGPTForConditionalGeneration
+from affectgpt_r1.parts import make_toy_model
+from affectgpt_r1.processing import make_prompt
 from affectgpt_r1.rewards import make_rewards
 from affectgpt_r1.toy import make_toy_corpus
 from affectgpt_r1.wheels import load_wheels
@@ -105,7 +103,7 @@ class Bench:
             save_strategy="no",
             reward_weights=self.rewards[1],
             generation_kwargs={"suppress_tokens": self.processor.placeholder_ids} | full,
-            **machine_settings(),
+            **trainer_settings(),
         )
         trainer = kind(model, self.rewards[0], args, rows, processing_class=processor)
         trainer.remove_callback(PrinterCallback)
@@ -387,7 +385,7 @@ def speedups(bench, rounds, steps):
     def everywhere(model, places, media, **inputs):
         return model(**inputs | media)
 
-    with mock.patch.object(grpo, "answer_scores", everywhere):
+    with mock.patch.object(grpo, "answer_logits", everywhere):
         before = best({"": lambda: bench.ours(**how)}, rounds)[""]
     result["the head asked for the answer only, not for the prompt (whole step)"] = (
         before["step"] / r["whole"]["step"]

@@ -24,7 +24,8 @@ import numpy as np
 from metrics import make_pairs, seconds, table
 
 from affectgpt_r1.labels import make_target, parse_labels
-from affectgpt_r1.rewards import RECIPES, answer_labels, find_emotions, format_reward, make_rewards
+from affectgpt_r1.mentions import find_emotions
+from affectgpt_r1.rewards import REWARD_RECIPES, answer_labels, format_reward, make_rewards
 from affectgpt_r1.wheels import load_wheels
 
 THOUGHT = (
@@ -65,7 +66,7 @@ def main():
     columns = dict(labels=labels, prompts=[f"clip {i // 8}" for i in range(n)])
     text = {mode: [make_target(x, mode, THOUGHT) for x in pred] for mode in ("answer", "think")}
     result["ms"] = {}
-    for name, recipe in RECIPES.items():
+    for name, recipe in REWARD_RECIPES.items():
         functions, mode = make_rewards(name, w, judge=lambda row, a, b: 0.5)[0], recipe.modes[0]
         result["ms"][name] = 1e3 * seconds(
             lambda: [f(completions=text[mode], **columns) for f in functions]

@@ -1,4 +1,4 @@
-"Features: computed once, kept whole whatever happens, found by content, never all in memory; and what a probe makes of them"
+"Features: computed once, kept complete whatever happens, found by content, never all in memory"
 import errno
 import os
 import resource
@@ -17,17 +17,14 @@ from conftest import ROOT
 
 from affectgpt_r1 import features
 from affectgpt_r1.data import load_mer2025
-from affectgpt_r1.features import (
-    FeatureCache, MediaHashes, best_answers, clip_means, probe_modalities, read_features, sector_targets, train_towers,
-    word_counts, write_features)
-from affectgpt_r1.metrics import ew_rewards
-from affectgpt_r1.model import make_toy_model
+from affectgpt_r1.features import FeatureCache, MediaHashes, read_features, write_features
+from affectgpt_r1.parts import make_toy_model
 from affectgpt_r1.toy import make_toy_corpus
-from affectgpt_r1.wheels import load_wheels
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory): return make_toy_corpus(tmp_path_factory.mktemp("lab") / "corpus", preset="smoke", seed=1)
+def corpus(tmp_path_factory):
+    return make_toy_corpus(tmp_path_factory.mktemp("lab") / "corpus", preset="smoke", seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +45,8 @@ def test_features_are_computed_once_and_are_the_towers_own(toy, human, tmp_path)
     assert (cache.compute(rows, workers=0), cache.compute(rows, workers=0)) == (5, 0)
     stored, raw = cache(rows[0]), {k: t[None] for k, t in processor.read_clip(rows[0]).items()}
     V, A = model.model.encode_media(raw["pixel_values_videos"], raw["input_values"])
-    assert torch.allclose(stored["video_features"], V[0], atol=1e-5) and torch.allclose(stored["audio_features"], A[0], atol=1e-5)
+    assert torch.allclose(stored["video_features"], V[0], atol=1e-5)
+    assert torch.allclose(stored["audio_features"], A[0], atol=1e-5)
     assert stored["media_mask"].tolist() == [True, True]
 
 
@@ -57,9 +55,10 @@ def test_an_entry_is_found_by_content(toy, human, tmp_path):
     copy = dict(row, name="copy", video=str(tmp_path / "copy.mp4"))
     (tmp_path / "copy.mp4").write_bytes(Path(row["video"]).read_bytes())
     before = cache.path(row)
-    assert cache.path(copy) == before                                  # the same bytes, another name
+    assert cache.path(copy) == before   # the same bytes, another name
     (tmp_path / "copy.mp4").write_bytes(Path(human[1]["video"]).read_bytes())
-    assert cache.path(copy) not in (before, cache.path(human[1]))      # other pictures, and those of 1 with the sound of 0
+    # other pictures, and those of clip 1 with the sound of clip 0
+    assert cache.path(copy) not in (before, cache.path(human[1]))
 
 
 def test_an_entry_depends_on_weights_and_preprocessing(human, tmp_path):
@@ -84,7 +83,8 @@ def test_training_mode_changes_no_feature(human, tmp_path):
     model.train()
     model.model.audio_tower.config.hidden_dropout = .5
     cache = FeatureCache(tmp_path / "train", model, processor)
-    cache.fingerprint = FeatureCache(tmp_path / "eval", make_toy_model(["some words"])[0], processor).fingerprint
+    fresh = make_toy_model(["some words"])[0]
+    cache.fingerprint = FeatureCache(tmp_path / "eval", fresh, processor).fingerprint
     cache.compute(human.select(range(3)), workers=0)
     assert held(tmp_path / "eval") == held(tmp_path / "train") and len(held(tmp_path / "eval")) == 3
 
@@ -94,8 +94,11 @@ def test_files_are_hashed_once_for_all_runs(tmp_path, monkeypatch):
     file.write_bytes(b"one")
     first = MediaHashes(known)(file)
     with known.open("ab") as f: f.write(b'["/torn when kil')
-    opened = []
-    monkeypatch.setattr(features.hashlib, "file_digest", lambda f, kind, real=features.hashlib.file_digest: opened.append(f.name) or real(f, kind))
+    opened, real = [], features.hashlib.file_digest
+    def digest(f, kind):
+        opened.append(f.name)
+        return real(f, kind)
+    monkeypatch.setattr(features.hashlib, "file_digest", digest)
     assert MediaHashes(known)(file) == first and not opened
     file.write_bytes(b"two"); os.utime(file, ns=(1, 1))
     again = MediaHashes(known)
@@ -116,29 +119,36 @@ def test_features_go_on_where_they_were_stopped(toy, human, tmp_path, monkeypatc
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cut").glob("*.safetensors")}
     again, sizes = FeatureCache(tmp_path / "cut", *toy), []
     encode = again.encode
-    monkeypatch.setattr(again, "encode", lambda media: sizes.append(len(media["media_mask"])) or encode(media))
+    def counted(media):
+        sizes.append(len(media["media_mask"]))
+        return encode(media)
+    monkeypatch.setattr(again, "encode", counted)
     assert again.compute(rows, batch_size=3, workers=0) == 3
-    assert sizes == [3, 1]      # the batch that was cut in two is computed whole: other batches, other last digits
-    assert held(tmp_path / "cut") == held(tmp_path / "whole") and all(p.stat().st_mtime_ns == t for p, t in kept.items())
+    assert sizes == [3, 1]   # all of the interrupted batch: in other batches the last digits differ
+    assert held(tmp_path / "cut") == held(tmp_path / "whole")
+    assert all(p.stat().st_mtime_ns == t for p, t in kept.items())
 
 
 KILLED = """
 import sys, time
 from affectgpt_r1 import features
 from affectgpt_r1.data import load_mer2025
-from affectgpt_r1.model import make_toy_model
+from affectgpt_r1.parts import make_toy_model
 real = features.os.replace
 def slow(*a): time.sleep(.05); real(*a)
 features.os.replace = slow
 rows = load_mer2025(sys.argv[1], "human").select(range(24))
-features.FeatureCache(sys.argv[2], *make_toy_model(["some words"])).compute(rows, batch_size=4, workers=0)
+cache = features.FeatureCache(sys.argv[2], *make_toy_model(["some words"]))
+cache.compute(rows, batch_size=4, workers=0)
 """
 
 
 def test_killed_while_caching(toy, corpus, human, tmp_path):
-    "SIGKILL, which no program can answer; then the next run continues, and the result is that of a run that was not killed"
+    "After SIGKILL the next run continues, and the result is that of a run that was not killed"
     rows, cut = human.select(range(24)), tmp_path / "cut"
-    run = subprocess.Popen([sys.executable, "-c", KILLED, str(corpus), str(cut)], env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-c", KILLED, str(corpus), str(cut)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
     until = time.time() + 120
     while len(held(cut)) < 6 and run.poll() is None and time.time() < until: time.sleep(.01)
     run.send_signal(signal.SIGKILL)
@@ -153,8 +163,10 @@ def test_killed_while_caching(toy, corpus, human, tmp_path):
 def flipped(data, i): return data[:i] + bytes([data[i] ^ 1]) + data[i+1:]
 
 
-@pytest.mark.parametrize("damage", [lambda d: flipped(d, -1 + len(d)), lambda d: flipped(d, len(d)//2), lambda d: flipped(d, 3), lambda d: flipped(d, 20),
-                                    lambda d: flipped(d, 60), lambda d: d[:-7], lambda d: d[:9], lambda d: b"", lambda d: bytes(len(d))])
+@pytest.mark.parametrize("damage", [
+    lambda d: flipped(d, len(d) - 1), lambda d: flipped(d, len(d) // 2), lambda d: flipped(d, 3),
+    lambda d: flipped(d, 20), lambda d: flipped(d, 60), lambda d: d[:-7], lambda d: d[:9],
+    lambda d: b"", lambda d: bytes(len(d))])
 @pytest.mark.filterwarnings("ignore:.*is damaged")
 def test_a_damaged_entry_is_found_and_computed_again(toy, human, tmp_path, damage):
     rows = human.select(range(4))
@@ -162,8 +174,11 @@ def test_a_damaged_entry_is_found_and_computed_again(toy, human, tmp_path, damag
     cache.compute(rows, workers=0)
     sound, path = held(tmp_path), cache.path(rows[2])
     path.write_bytes(damage(sound[path.name]))
-    with pytest.warns(UserWarning, match=f"{path.name}: is damaged"): assert read_features(path) is None
-    assert torch.allclose(cache(rows[2])["video_features"], features.safe_open(path, framework="pt").get_tensor("video_features"))
+    with pytest.warns(UserWarning, match=f"{path.name}: is damaged"):
+        assert read_features(path) is None
+    again = cache(rows[2])["video_features"]
+    stored = features.safe_open(path, framework="pt").get_tensor("video_features")
+    assert torch.allclose(again, stored)
     path.write_bytes(damage(sound[path.name]))
     assert cache.compute(rows, workers=0) == 1 and held(tmp_path) == sound
 
@@ -177,10 +192,12 @@ def test_disk_full(toy, human, tmp_path, monkeypatch):
         real(path, data[:len(data)//2])
         raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match=r"f: cannot keep features there \(No space left on device\).*make room and run again") as e: cache.compute(rows, batch_size=2, workers=0)
+    message = r"f: cannot keep features there \(No space left on device\).*make room and run again"
+    with pytest.raises(OSError, match=message) as e: cache.compute(rows, batch_size=2, workers=0)
     assert e.value.errno == errno.ENOSPC
     monkeypatch.setattr(Path, "write_bytes", real)
-    assert len(held(tmp_path / "f")) == 3 and not list((tmp_path / "f").glob("*.part")) and all(read_features(p) for p in (tmp_path / "f").glob("*.safetensors"))
+    assert len(held(tmp_path / "f")) == 3 and not list((tmp_path / "f").glob("*.part"))
+    assert all(read_features(p) for p in (tmp_path / "f").glob("*.safetensors"))
     assert cache.compute(rows, batch_size=2, workers=0) == 3
 
 
@@ -189,7 +206,8 @@ def test_a_file_that_the_system_refuses_to_let_grow(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(OSError, match="cannot keep features there"): write_features(tmp_path / "x.safetensors", dict(a=torch.zeros(1000)))
+        with pytest.raises(OSError, match="cannot keep features there"):
+            write_features(tmp_path / "x.safetensors", dict(a=torch.zeros(1000)))
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
 
@@ -198,9 +216,11 @@ MEMORY = """
 import sys, torch
 from pathlib import Path
 from affectgpt_r1.features import read_features, write_features
-def resident(): return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+def resident():
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
 paths = [Path(sys.argv[1], f"{i}.safetensors") for i in range(2000)]
-for p in paths: write_features(p, dict(video_features=torch.randn(8, 768), audio_features=torch.randn(8, 1024)))
+for p in paths:
+    write_features(p, dict(video_features=torch.randn(8, 768), audio_features=torch.randn(8, 1024)))
 read_features(paths[0])
 before = resident()
 for p in paths: read_features(p)["video_features"].sum()
@@ -210,28 +230,33 @@ print(mapped, resident() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc, as on Linux")
 def test_features_are_not_read_into_memory(tmp_path):
-    "2,000 clips of the paper's size are 115 MB; a process of their own, since what other tests have freed would be used again and not seen"
-    run = subprocess.run([sys.executable, "-c", MEMORY, tmp_path], capture_output=True, text=True, check=True)
+    """2,000 clips of the paper's size are 115 MB. They are read in a process of its own, since
+    memory that other tests have freed would be used again and not show"""
+    command = [sys.executable, "-c", MEMORY, tmp_path]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
     mapped, copied = map(float, run.stdout.split())
     assert mapped < 12 and copied > 60   # MB; `copied` is what it would be otherwise
 
 
 def test_missing_modalities_are_cached_as_such(toy, human, tmp_path):
     cache = FeatureCache(tmp_path, *toy)
-    rows = [dict(human[0], audio=""), dict(human[0], video=None), dict(human[0]), dict(human[0], audio="", video="")]
+    changes = dict(audio=""), dict(video=None), dict(), dict(audio="", video="")
+    rows = [human[0] | change for change in changes]
     assert cache.compute(rows, workers=0) == 4
     whole = cache(rows[2])
     for row, there in zip(rows, [(True, False), (False, True), (True, True), (False, False)]):
         got = cache(row)
         assert tuple(got["media_mask"].tolist()) == there
-        for k, has in zip(("video_features", "audio_features"), there): assert torch.allclose(got[k], whole[k] * has, atol=1e-5)
+        for k, has in zip(("video_features", "audio_features"), there):
+            assert torch.allclose(got[k], whole[k] * has, atol=1e-5)
 
 
 def test_faces_are_read_where_they_are_asked_for(human, tmp_path):
     model, processor = make_toy_model(["some words"])
-    np.save(tmp_path / "face.npy", np.random.default_rng(0).integers(0, 255, (9, 16, 16, 3), np.uint8))
+    pictures = np.random.default_rng(0).integers(0, 255, (9, 16, 16, 3), np.uint8)
+    np.save(tmp_path / "face.npy", pictures)
     row = dict(human[0], face=str(tmp_path / "face.npy"))
     frames = FeatureCache(tmp_path / "f", model, processor)
     assert frames.path(row) == frames.path(human[0])
@@ -239,14 +264,15 @@ def test_faces_are_read_where_they_are_asked_for(human, tmp_path):
     processor.visual = "face"
     faces = FeatureCache(tmp_path / "f", model, processor)
     assert faces.path(row) != faces.path(human[0])
-    assert not torch.allclose(faces(row)["video_features"], seen["video_features"]) and torch.allclose(faces(row)["audio_features"], seen["audio_features"], atol=1e-5)
+    assert not torch.allclose(faces(row)["video_features"], seen["video_features"])
+    assert torch.allclose(faces(row)["audio_features"], seen["audio_features"], atol=1e-5)
     before = faces.path(row)
     np.save(tmp_path / "face.npy", np.zeros((9, 16, 16, 3), np.uint8))
     assert faces.path(row) != before
 
 
 def test_the_prompt_carries_the_faces(human, tmp_path):
-    from affectgpt_r1.model import clips_of, make_prompt
+    from affectgpt_r1.processing import clips_of, make_prompt
     assert clips_of([make_prompt(dict(human[0], face="x.npy"))])[0]["face"] == "x.npy"
 
 
@@ -254,107 +280,12 @@ def test_the_prompt_carries_the_faces(human, tmp_path):
 def test_a_clip_that_cannot_be_read_stops_with_its_name(toy, human, tmp_path, workers):
     (tmp_path / "bad.mp4").write_bytes(b"not a video")
     rows = [dict(human[0]), dict(human[1], name="the_bad_one", video=str(tmp_path / "bad.mp4"))]
-    with pytest.raises(ValueError, match="the_bad_one(.|\n)*bad.mp4"): FeatureCache(tmp_path / "f", *toy).compute(rows, workers=workers)
+    with pytest.raises(ValueError, match="the_bad_one(.|\n)*bad.mp4"):
+        FeatureCache(tmp_path / "f", *toy).compute(rows, workers=workers)
 
 
 def test_workers_change_no_feature(toy, human, tmp_path):
-    for workers in (0, 2): FeatureCache(tmp_path / str(workers), *toy).compute(human.select(range(9)), batch_size=4, workers=workers)
+    rows = human.select(range(9))
+    for workers in (0, 2):
+        FeatureCache(tmp_path / str(workers), *toy).compute(rows, batch_size=4, workers=workers)
     assert held(tmp_path / "0") == held(tmp_path / "2")
-
-
-def test_training_the_towers_teaches_and_freezes_them(human):
-    model, processor = make_toy_model([r["subtitle"] for r in human])
-    log = train_towers(model, processor, human, load_wheels(), epochs=3)
-    for name in ("vision", "audio"):
-        losses = [r["loss"] for r in log if r["tower"] == name]
-        assert losses[-1] < losses[0]
-    assert not any(p.requires_grad for p in model.model.audio_tower.parameters())
-
-
-def test_a_tower_learns_from_the_clips_that_have_its_modality(human, monkeypatch):
-    model, processor = make_toy_model(["some words"])
-    seen = {}
-    monkeypatch.setattr(features, "_train_tower", lambda name, tower, f, x, k, targets, *a: seen.update({name: (len(x), len(targets))}) or [])
-    rows = [dict(r, audio="" if i < 3 else r["audio"], video="" if i == 5 else r["video"]) for i, r in enumerate(human.select(range(8)))]
-    train_towers(model, processor, human.from_list(rows), load_wheels())
-    assert seen == dict(vision=(7, 7), audio=(5, 5))
-
-
-@pytest.mark.parametrize("gpu", [True, False])
-def test_towers_are_trained_where_the_other_stages_train(human, monkeypatch, gpu):
-    model, processor = make_toy_model(["some words"])
-    moves = []
-    monkeypatch.setattr(features.torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(model, "to", moves.append)
-    monkeypatch.setattr(features, "_train_tower", lambda *a: moves.append("trained") or [])
-    train_towers(model, processor, human.select(range(3)), load_wheels())
-    assert moves == ["cuda" if gpu else "cpu", "trained", "trained"]
-
-
-def test_clips_follow_a_tower_to_its_device_batch_by_batch(monkeypatch):
-    "The device `meta` is another one than the CPU, and numbers of two devices do not meet"
-    monkeypatch.setattr(torch.Tensor, "item", lambda x: 1.)   # a loss there has no value
-    towers = make_toy_model(["some words"])[0].to("meta").model
-    for tower, encode, x in ((towers.vision_tower, features.frame_features, torch.zeros(6, 8, 3, 48, 48)),
-                             (towers.audio_tower, features.segment_features, torch.zeros(6, 2, 32000))):
-        seen = []
-        tower.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-        log = features._train_tower("tower", tower, encode, x, 1, torch.zeros(6, 33), 2, 2, 1e-3, 0, .5)
-        assert len(log) == 2 and tower.device.type == "meta" and x.device.type == "cpu"
-        assert seen[1:] == 2 * [2, 1, 2 * x.shape[1], x.shape[1]]  # in each epoch three clips to learn from and three held out
-
-
-def test_sector_targets_know_synonyms():
-    happy, joyful, nothing = sector_targets([["happy"], ["joyful"], ["zork"]], load_wheels())
-    assert torch.equal(happy, joyful) and happy.sum() == 5 and nothing.sum() == 0
-
-
-def test_the_probe_is_logistic_regression():
-    "At the optimum the gradient is zero, computed here by hand"
-    torch.manual_seed(0)
-    X, Y = torch.randn(120, 4).double() * 3 + 1, (torch.rand(120, 3) > .6).double()
-    Z = (X - X.mean(0)) / (X.std(0) + 1e-6)
-    for pull in (1e-3, 1e-1):
-        p = features._logistic(X.float(), Y.float(), pull)(X.float()).double()
-        logit = p.logit()
-        b = logit.mean(0)
-        W = torch.linalg.lstsq(Z, logit - b).solution
-        assert torch.allclose(Z @ W + b, logit, atol=1e-4)                                  # linear in the features
-        assert torch.allclose(Z.T @ (p - Y) / Y.numel() + 2 * pull * W / 3, torch.zeros(4, 3).double(), atol=1e-4)
-
-
-def test_best_answers_score_best_where_the_sectors_are_known():
-    wheels = load_wheels()
-    gold = [["happy"], ["sad", "angry"], ["scared"], ["surprised", "happy"]]
-    choice = [["joyful"], ["unhappy", "mad"], ["afraid"], ["startled", "glad"], ["happy", "sad", "angry", "scared"], ["bored"]]
-    got = best_answers(sector_targets(gold, wheels), choice, wheels)
-    for g, a in zip(gold, got): assert ew_rewards([g], [a], wheels)[0] == max(ew_rewards([g], [c], wheels)[0] for c in choice)
-
-
-def test_a_probe_of_two_halves_needs_both(human, monkeypatch):
-    "Labels that only face and voice together tell: the fusion of the two must find them, neither alone can"
-    wheels, rng = load_wheels(), torch.Generator().manual_seed(0)
-    words = ["happy", "sad", "angry", "scared"]
-    def split(n):
-        face, voice = torch.randint(2, (n,), generator=rng), torch.randint(2, (n,), generator=rng)
-        rows = [dict(i=i, labels=[words[2*f+v]], subtitle="x") for i, (f, v) in enumerate(zip(face.tolist(), voice.tolist()))]
-        signal = {i: (face[i], voice[i]) for i in range(n)}
-        return rows, signal
-    (train, a), (test, b) = split(200), split(60)
-    table = {id(r): s[r["i"]] for rows, s in ((train, a), (test, b)) for r in rows}
-    class Rows(list):
-        def __getitem__(self, k): return [r[k] for r in self] if isinstance(k, str) else list.__getitem__(self, k)
-    def cache(row): return {f"{k}_features": torch.full((8, 3), float(x)) + .1*torch.randn(8, 3, generator=rng) for k, x in zip(("video", "audio"), table[id(row)])}
-    answers = probe_modalities(cache, Rows(train), Rows(test), wheels)
-    right = {k: np.mean([x == r["labels"] for x, r in zip(got, test)]) for k, got in answers.items()}
-    assert right["face + voice"] > .95 and right["face + voice + words"] > .95
-    assert max(right["face"], right["voice"]) < .75 and right["words"] < .5 and len({tuple(x) for x in answers["nothing"]}) == 1
-
-
-def test_word_counts(): assert word_counts(["A b", "c d"], ["b a a", "d"]).tolist() == [[1, 1, 0], [0, 0, 1]]
-
-
-def test_means_of_clips(toy, human, tmp_path):
-    cache = FeatureCache(tmp_path, *toy)
-    got = clip_means(cache, human.select(range(3)))
-    assert torch.equal(got["audio"][1], cache(human[1])["audio_features"].mean(0)) and got["video"].shape == (3, 64)

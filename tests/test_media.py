@@ -344,7 +344,8 @@ def test_crops_bridge_gaps_and_are_smooth():
 
 
 def test_a_drawn_face_is_found():
-    from affectgpt_r1.toy import State, draw_video
+    from affectgpt_r1.toy_faces import draw_video
+    from affectgpt_r1.toy_states import State
     boxes = face_boxes(draw_video(State("calm", .5), 8, np.random.default_rng(0)))
     assert np.isfinite(boxes).all()
     assert (np.abs(boxes[:, 0]-48) < 12).all() and (boxes[:, 2] > 40).all()

@@ -1,10 +1,10 @@
 """What the page of claims needs beside the ablation grid: more samples per clip, the nine sets, and each channel's worth, into nbs/results/claims_*
 
     for s in 5 6 7 8 9; do make tutorial ARGS="--seed $s --run-dir runs/answer$s"; done
-    python -m tools.seeds runs/answer5 runs/answer6 runs/answer7 runs/answer8 runs/answer9 --out nbs/results/seeds_replication.json
+    affectgpt-r1 replicate runs/answer5 runs/answer6 runs/answer7 runs/answer8 runs/answer9 --out nbs/results/seeds_replication.json
     python -m tools.claims runs/answer5 runs/answer6 runs/answer7 runs/answer8 runs/answer9
 
-Cold start, SFT on the human labels (trained by tools.seeds) and GRPO answer each test clip sixteen times (_samples.csv: F of the best of k) and
+Cold start, SFT on the human labels (trained by `affectgpt-r1 replicate`) and GRPO answer each test clip sixteen times (_samples.csv: F of the best of k) and
 the nine sets of MER-UniBench (_sets.csv). The cold start is trained again on each set of channels, from the same untrained decoder, the others being
 taken out of captions and test clips alike (_channels.csv, beside the oracle of the corpus). What has been done is not done again.
 """
@@ -19,8 +19,9 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
+from affectgpt_r1.records import made_by
 from tools.notebooks import OFFLINE
-from tools.results import OUT, made_by
+from tools.results import OUT
 
 STAGES, ANSWERS = ("cold_start", "sft", "grpo"), 16
 GIVES = {"face": "video", "voice": "audio", "words": "subtitle"}   # channel of the oracle -> column of the rows
@@ -29,11 +30,12 @@ GIVES = {"face": "video", "voice": "audio", "words": "subtitle"}   # channel of 
 def samples(run):
     "F of the best of k sampled answers of each stage"
     from affectgpt_r1.evaluate import best_of, predict_clips
-    from affectgpt_r1.grpo import LONGEST
+    from affectgpt_r1.inference import max_reply_tokens
     gold, rows = dict(zip(run.test["name"], run.test["labels"])), []
     for stage in STAGES:
-        table = predict_clips(run.model(stage).eval(), run.processor, run.test, run.mode, run.folder/f"claims/{stage}.jsonl", sample=True, answers=ANSWERS,
-                        max_new_tokens=LONGEST[run.mode], seed=run.seed)
+        model = run.model(stage).eval()
+        table = predict_clips(model, run.processor, run.test, run.mode, run.folder/f"claims/{stage}.jsonl", sample=True, answers=ANSWERS,
+                              max_new_tokens=max_reply_tokens(model, run.mode), seed=run.seed)
         rows += [dict(stage=stage, k=k, f=f) for k, f in best_of(gold, table, run.wheels, run.mode).items()]
     return pd.DataFrame(rows)
 
@@ -41,11 +43,12 @@ def samples(run):
 def sets(run):
     "Scores of each stage on the nine sets"
     from affectgpt_r1.benchmark import predict_unibench, unibench_scores
-    from affectgpt_r1.grpo import LONGEST
+    from affectgpt_r1.inference import max_reply_tokens
     corpus, tables = run.folder/"corpus/unibench", []
     for stage in STAGES:
-        answers = predict_unibench(run.model(stage).eval(), run.processor, corpus, run.folder/"claims"/stage, wheels=run.wheels,
-                                   max_new_tokens=LONGEST[run.mode])
+        model = run.model(stage).eval()
+        answers = predict_unibench(model, run.processor, corpus, run.folder/"claims"/stage, wheels=run.wheels,
+                                   max_new_tokens=max_reply_tokens(model, run.mode))
         tables.append(unibench_scores(answers, corpus, wheels=run.wheels).assign(stage=stage))
     return pd.concat(tables)[["stage", "dataset", "measure", "score", "mean_labels"]]
 
@@ -55,10 +58,10 @@ def channels(run):
     from affectgpt_r1.coldstart import cold_start, target_text
     from affectgpt_r1.data import load_mer2025
     from affectgpt_r1.evaluate import predict_clips, score_predictions
-    from affectgpt_r1.grpo import LONGEST
     from affectgpt_r1.labels import QUESTIONS
-    from affectgpt_r1.model import make_toy_model
-    from affectgpt_r1.toy import oracle_scores
+    from affectgpt_r1.parts import make_toy_model
+    from affectgpt_r1.oracle import oracle_scores
+    from affectgpt_r1.inference import max_reply_tokens
     captions, oracle, rows = load_mer2025(run.folder/"corpus", "caption"), oracle_scores(run.folder/"corpus", run.wheels), []
     gold, towers = dict(zip(run.test["name"], run.test["labels"])), run.model("cold_start")
     texts = [target_text(row, "think") + " " + row["subtitle"] for row in captions] + list(QUESTIONS.values())
@@ -69,7 +72,7 @@ def channels(run):
         for name in ("vision_tower", "audio_tower"): getattr(model.model, name).load_state_dict(getattr(towers.model, name).state_dict())
         out = run.folder/"claims"/"-".join(given)
         cold_start(model, run.processor, only(captions), out, mode=run.mode, seed=run.seed)
-        table = predict_clips(model.eval(), run.processor, only(run.test), run.mode, out/"answers.jsonl", max_new_tokens=LONGEST[run.mode])
+        table = predict_clips(model.eval(), run.processor, only(run.test), run.mode, out/"answers.jsonl", max_new_tokens=max_reply_tokens(model, run.mode))
         f = score_predictions(gold, dict(zip(table["name"], table["reply"])), run.wheels, run.mode)["ew_f"]
         rows.append(dict(given=" + ".join(given), f=f, oracle=oracle.loc[" + ".join(given), "ew_f"]))
     return pd.DataFrame(rows)
@@ -82,9 +85,9 @@ def measure(folder, part):
     "One part of one run, into `folder/claims`"
     os.environ.update(OFFLINE)
     import torch
-    from tools.seeds import Run
+    from affectgpt_r1.replication import TutorialRun
     torch.set_num_threads(1)
-    run, out = Run(folder), folder/f"claims/{part}.csv"
+    run, out = TutorialRun(folder), folder/f"claims/{part}.csv"
     out.parent.mkdir(exist_ok=True)
     table = PARTS[part](run)
     table.insert(0, "seed", run.seed)

@@ -4,34 +4,16 @@
     python -m tools.results runs/answer0 runs/answer1 runs/answer2
 """
 import argparse
-import datetime
 import json
-import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 
+from affectgpt_r1.records import made_by
 from tools.notebooks import ROOT
 
 OUT = ROOT/"nbs/results"
 LOGGED = ["step", "reward", "rewards/accuracy/mean", "rewards/format/mean", "words", "completions/mean_length", "frac_reward_zero_std", "entropy", "loss"]
-PACKAGES = ("torch", "transformers", "trl", "numpy")
-
-
-def processor():
-    "The processor's name, as the system gives it"
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def made_by(command):
-    "What belongs beside any number: the command, the machine, the versions, the day"
-    return dict(
-        command=command, machine=f"{os.cpu_count()} cores, {processor()}, no GPU",
-        versions={p: version(p) for p in PACKAGES}, python=platform.python_version(), date=datetime.date.today().isoformat())
 
 
 def collect(runs):

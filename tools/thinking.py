@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from affectgpt_r1.ablation import log_curves
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.labels import parse_response
-from tools.grid import STEPS_PER_LINE
-from tools.results import OUT, made_by
+from affectgpt_r1.records import made_by
+from tools.results import OUT
 
 MODES, SHOWN = ("answer", "think"), 6
 LOGGED = {"f": "answer/f", "written": "answer/written", "tokens": "completions/mean_length"}
@@ -45,8 +46,7 @@ def scores(run, mode, seed):
 
 def course(run, mode, seed):
     "The log of GRPO, a few steps to a line"
-    log = pd.read_json(run/"grpo/log.json").rename(columns={v: k for k, v in LOGGED.items()})[["step", *LOGGED]].dropna()
-    return log.groupby((log["step"] - 1)//STEPS_PER_LINE).mean().assign(mode=mode, seed=seed)
+    return log_curves(pd.read_json(run/"grpo/log.json"), LOGGED).assign(mode=mode, seed=seed)
 
 
 def shown(folder, seed):
