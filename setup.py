@@ -9,8 +9,10 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 name = cfg["lib_name"]
-extras = {k.removesuffix("_requirements"): v.split() for k, v in cfg.items() if k.endswith("_requirements")}
-extras["all"] = sorted({r for k in ("train", "media", "plots", "tables") for r in extras[k]})
+groups = [k for k in cfg if k.endswith("_requirements")]
+extras = {k.removesuffix("_requirements"): cfg[k].split() for k in groups}
+everything = ("train", "media", "plots", "tables", "judges")
+extras["all"] = sorted({r for k in everything for r in extras[k]})
 
 setup(
     name=name,
@@ -29,7 +31,7 @@ setup(
     extras_require=extras,
     entry_points={
         "console_scripts": [f"affectgpt-r1={name}.cli:main"],
-        "nbdev": [f"{name}={name}._modidx:d"],  # by which nbdev links `names` in prose to their pages
+        "nbdev": [f"{name}={name}._modidx:d"],  # nbdev links `names` in prose to their pages
     },
     classifiers=[f"Intended Audience :: {cfg['audience']}", "Programming Language :: Python :: 3"],
     zip_safe=False,

@@ -20,6 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from .fingerprints import rows_hash, weights_hash
 from .guards import EpochOrder, guard_rewards
+from .inference import generate_replies, generation_config, max_reply_tokens
 from .labels import completion_text, parse_response
 from .metrics import ew_score
 from .memory import memory_estimate

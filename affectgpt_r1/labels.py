@@ -57,7 +57,7 @@ def _parse_strict(x):
 _QUOTES = str.maketrans(dict.fromkeys("’‘", "'") | dict.fromkeys("“”「」《》`", '"')
                         | {"\u00a0": " "})
 _SEPARATORS = re.compile(
-    r"""[\[\]{}()<>"*#|/\\,;&+~•·●▪◦‣–—，、；：。！？（）【】…\n\r\t]+   # what is never part of a label
+    r"""[\[\]{}()<>"*#|/\\,;&+~•·●▪◦‣–—，、；：。！？（）【】…\n\r\t]+  # never part of a label
     |(?<!\w)'|'(?!\w)                 # quotes, but not the apostrophe inside a word
     |(?<![.!?])[.!?]+(?=\s|,|$)        # the end of a sentence
     |(?:^|(?<=\s))(?:\d+\s*[.):]|-)(?=\s) # numbering and bullets

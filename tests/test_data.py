@@ -213,7 +213,10 @@ def test_one_word_is_asked_for_and_none_is_there(media, tmp_path, cell):
         load_mer2026(tmp_path, "discrete")
 
 
-@pytest.mark.parametrize("name", ["a clip, with blanks", "片段 #1", "naïve.v2", "007", "null", "NA"])
+ODD_NAMES = ["a clip, with blanks", "片段 #1", "naïve.v2", "007", "null", "NA"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
 def test_unusual_names(media, tmp_path, name):
     ds = load_mer2026(mer_folder(tmp_path, media, "MER2026", human=[name]), "human")
     assert ds["name"][:] == [name] and ds["subtitle"][:] == [f"words of {name}"]

@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the `train` extra")
 
-from model_cases import ask, human, toy  # noqa: F401: fixtures
+from model_cases import ask, human, toy
 from peft import get_peft_model
 from test_media import greys, tone, write
 from transformers import AutoModelForCausalLM, LogitsProcessor

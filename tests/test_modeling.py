@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the `train` extra")
 
-from model_cases import ask, human, silent, toy  # noqa: F401: fixtures
+from model_cases import ask, human, silent, toy
 from peft import get_peft_model
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoProcessor, LogitsProcessor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward

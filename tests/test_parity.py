@@ -224,8 +224,8 @@ def test_mixed_up_folders_are_named(tmp_path):
 
 def test_padding_is_free():
     """Six edits of AffectGPT's answers (epoch 30) to the 332 clips of OV-MERD, v2026, level 1:
-    words per answer; F, precision, recall; mean reward without a penalty and with each. The last printed
-    digit was rounded twice: to two places, then, half up, to one"""
+    words per answer; F, precision, recall; mean reward without a penalty and with each. The last
+    printed digit was rounded twice: to two places, then, half up, to one"""
     v2026 = load_wheels("v2026", root/"emotion_wheel/v2026")
     gold = pd.read_csv(root/"ovmerd/gold.csv", index_col=0).iloc[:, 0]
     def words(x): return list(dict.fromkeys(w.lower() for w in parse_labels(x, strict=True)))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="needs the `train` extra")
 
-from model_cases import ask, human, silent, toy  # noqa: F401: fixtures
+from model_cases import ask, human, silent, toy
 from transformers import AutoProcessor
 
 from affectgpt_r1.labels import QUESTIONS, make_target

@@ -1,13 +1,16 @@
-"""What the page of claims needs beside the ablation grid: more samples per clip, the nine sets, and each channel's worth, into nbs/results/claims_*
+"""What the page of claims needs besides the ablation grid, into nbs/results/claims_*
 
-    for s in 5 6 7 8 9; do make tutorial ARGS="--seed $s --run-dir runs/answer$s"; done
-    affectgpt-r1 replicate runs/answer5 runs/answer6 runs/answer7 runs/answer8 runs/answer9 --out nbs/results/seeds_replication.json
+    affectgpt-r1 replicate runs/answer5 runs/answer6 runs/answer7 runs/answer8 runs/answer9 \\
+        --out nbs/results/seeds_replication.json
     python -m tools.claims runs/answer5 runs/answer6 runs/answer7 runs/answer8 runs/answer9
 
-Cold start, SFT on the human labels (trained by `affectgpt-r1 replicate`) and GRPO answer each test clip sixteen times (_samples.csv: F of the best of k) and
-the nine sets of MER-UniBench (_sets.csv). The cold start is trained again on each set of channels, from the same untrained decoder, the others being
-taken out of captions and test clips alike (_channels.csv, beside the oracle of the corpus). What has been done is not done again.
+Cold start, SFT on the human labels (trained by `affectgpt-r1 replicate`) and GRPO answer each test
+clip sixteen times (_samples.csv: F of the best of k) and the nine sets of MER-UniBench (_sets.csv).
+The cold start is trained again on each set of channels, from the same untrained decoder, the others
+being taken out of captions and test clips alike (_channels.csv, with the oracle of the corpus).
+What has been done is not done again.
 """
+
 import argparse
 import json
 import multiprocessing
@@ -24,19 +27,36 @@ from tools.notebooks import OFFLINE
 from tools.results import OUT
 
 STAGES, ANSWERS = ("cold_start", "sft", "grpo"), 16
-GIVES = {"face": "video", "voice": "audio", "words": "subtitle"}   # channel of the oracle -> column of the rows
+GIVES = {
+    "face": "video",
+    "voice": "audio",
+    "words": "subtitle",
+}  # channel of the oracle -> column of the rows
 
 
 def samples(run):
     "F of the best of k sampled answers of each stage"
     from affectgpt_r1.evaluate import best_of, predict_clips
     from affectgpt_r1.inference import max_reply_tokens
+
     gold, rows = dict(zip(run.test["name"], run.test["labels"])), []
     for stage in STAGES:
         model = run.model(stage).eval()
-        table = predict_clips(model, run.processor, run.test, run.mode, run.folder/f"claims/{stage}.jsonl", sample=True, answers=ANSWERS,
-                              max_new_tokens=max_reply_tokens(model, run.mode), seed=run.seed)
-        rows += [dict(stage=stage, k=k, f=f) for k, f in best_of(gold, table, run.wheels, run.mode).items()]
+        table = predict_clips(
+            model,
+            run.processor,
+            run.test,
+            run.mode,
+            run.folder / f"claims/{stage}.jsonl",
+            sample=True,
+            answers=ANSWERS,
+            max_new_tokens=max_reply_tokens(model, run.mode),
+            seed=run.seed,
+        )
+        rows += [
+            dict(stage=stage, k=k, f=f)
+            for k, f in best_of(gold, table, run.wheels, run.mode).items()
+        ]
     return pd.DataFrame(rows)
 
 
@@ -44,11 +64,18 @@ def sets(run):
     "Scores of each stage on the nine sets"
     from affectgpt_r1.benchmark import predict_unibench, unibench_scores
     from affectgpt_r1.inference import max_reply_tokens
-    corpus, tables = run.folder/"corpus/unibench", []
+
+    corpus, tables = run.folder / "corpus/unibench", []
     for stage in STAGES:
         model = run.model(stage).eval()
-        answers = predict_unibench(model, run.processor, corpus, run.folder/"claims"/stage, wheels=run.wheels,
-                                   max_new_tokens=max_reply_tokens(model, run.mode))
+        answers = predict_unibench(
+            model,
+            run.processor,
+            corpus,
+            run.folder / "claims" / stage,
+            wheels=run.wheels,
+            max_new_tokens=max_reply_tokens(model, run.mode),
+        )
         tables.append(unibench_scores(answers, corpus, wheels=run.wheels).assign(stage=stage))
     return pd.concat(tables)[["stage", "dataset", "measure", "score", "mean_labels"]]
 
@@ -62,19 +89,41 @@ def channels(run):
     from affectgpt_r1.parts import make_toy_model
     from affectgpt_r1.oracle import oracle_scores
     from affectgpt_r1.inference import max_reply_tokens
-    captions, oracle, rows = load_mer2025(run.folder/"corpus", "caption"), oracle_scores(run.folder/"corpus", run.wheels), []
+
+    captions, oracle, rows = (
+        load_mer2025(run.folder / "corpus", "caption"),
+        oracle_scores(run.folder / "corpus", run.wheels),
+        [],
+    )
     gold, towers = dict(zip(run.test["name"], run.test["labels"])), run.model("cold_start")
-    texts = [target_text(row, "think") + " " + row["subtitle"] for row in captions] + list(QUESTIONS.values())
+    texts = [target_text(row, "think") + " " + row["subtitle"] for row in captions] + list(
+        QUESTIONS.values()
+    )
     for given in (c for k in (1, 2, 3) for c in combinations(GIVES, k)):
         taken = {column: "" for channel, column in GIVES.items() if channel not in given}
-        def only(split): return split.map(lambda row: taken) if taken else split
+
+        def only(split):
+            return split.map(lambda row: taken) if taken else split
+
         model, _ = make_toy_model(texts, seed=run.seed)
-        for name in ("vision_tower", "audio_tower"): getattr(model.model, name).load_state_dict(getattr(towers.model, name).state_dict())
-        out = run.folder/"claims"/"-".join(given)
+        for name in ("vision_tower", "audio_tower"):
+            getattr(model.model, name).load_state_dict(getattr(towers.model, name).state_dict())
+        out = run.folder / "claims" / "-".join(given)
         cold_start(model, run.processor, only(captions), out, mode=run.mode, seed=run.seed)
-        table = predict_clips(model.eval(), run.processor, only(run.test), run.mode, out/"answers.jsonl", max_new_tokens=max_reply_tokens(model, run.mode))
-        f = score_predictions(gold, dict(zip(table["name"], table["reply"])), run.wheels, run.mode)["ew_f"]
-        rows.append(dict(given=" + ".join(given), f=f, oracle=oracle.loc[" + ".join(given), "ew_f"]))
+        table = predict_clips(
+            model.eval(),
+            run.processor,
+            only(run.test),
+            run.mode,
+            out / "answers.jsonl",
+            max_new_tokens=max_reply_tokens(model, run.mode),
+        )
+        f = score_predictions(gold, dict(zip(table["name"], table["reply"])), run.wheels, run.mode)[
+            "ew_f"
+        ]
+        rows.append(
+            dict(given=" + ".join(given), f=f, oracle=oracle.loc[" + ".join(given), "ew_f"])
+        )
     return pd.DataFrame(rows)
 
 
@@ -86,8 +135,9 @@ def measure(folder, part):
     os.environ.update(OFFLINE)
     import torch
     from affectgpt_r1.replication import TutorialRun
+
     torch.set_num_threads(1)
-    run, out = TutorialRun(folder), folder/f"claims/{part}.csv"
+    run, out = TutorialRun(folder), folder / f"claims/{part}.csv"
     out.parent.mkdir(exist_ok=True)
     table = PARTS[part](run)
     table.insert(0, "seed", run.seed)
@@ -97,18 +147,43 @@ def measure(folder, part):
 def main(folders, workers):
     for folder in folders:
         for stage in STAGES:
-            if not (folder/stage/"config.json").is_file(): raise FileNotFoundError(f"{folder/stage}: no such model; see the commands in {__file__}")
-    todo = [(folder, part) for part in PARTS for folder in folders if not (folder/f"claims/{part}.csv").is_file()]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        for job in tqdm(as_completed([pool.submit(measure, *x) for x in todo]), total=len(todo), desc="claims", unit="part"): job.result()
+            if not (folder / stage / "config.json").is_file():
+                raise FileNotFoundError(
+                    f"{folder / stage}: no such model; see the commands in {__file__}"
+                )
+    todo = [
+        (folder, part)
+        for part in PARTS
+        for folder in folders
+        if not (folder / f"claims/{part}.csv").is_file()
+    ]
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
+        for job in tqdm(
+            as_completed([pool.submit(measure, *x) for x in todo]),
+            total=len(todo),
+            desc="claims",
+            unit="part",
+        ):
+            job.result()
     for part in PARTS:
-        pd.concat([pd.read_csv(folder/f"claims/{part}.csv") for folder in folders]).round(5).to_csv(OUT/f"claims_{part}.csv", index=False)
-    (OUT/"claims.json").write_text(json.dumps(made_by(f"python -m tools.claims {' '.join(map(str, folders))}"), indent=1) + "\n")
+        pd.concat([pd.read_csv(folder / f"claims/{part}.csv") for folder in folders]).round(
+            5
+        ).to_csv(OUT / f"claims_{part}.csv", index=False)
+    (OUT / "claims.json").write_text(
+        json.dumps(made_by(f"python -m tools.claims {' '.join(map(str, folders))}"), indent=1)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("runs", nargs="+", type=Path, help="run folders of the tutorial, 2 to 10, mode answer")
+    ap = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    ap.add_argument(
+        "runs", nargs="+", type=Path, help="run folders of the tutorial, 2 to 10, mode answer"
+    )
     ap.add_argument("--workers", type=int, default=2, help="parts at once, each on one thread")
     args = ap.parse_args()
     main(args.runs, args.workers)

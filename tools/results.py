@@ -1,8 +1,9 @@
-"""Put the records of tutorial runs into nbs/results, with the command and the machine that made them
+"""Put the records of tutorial runs into nbs/results, with the command and the machine
 
     for s in 0 1 2; do make tutorial ARGS="--seed $s --run-dir runs/answer$s"; done
     python -m tools.results runs/answer0 runs/answer1 runs/answer2
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -12,22 +13,39 @@ import pandas as pd
 from affectgpt_r1.records import made_by
 from tools.notebooks import ROOT
 
-OUT = ROOT/"nbs/results"
-LOGGED = ["step", "reward", "rewards/accuracy/mean", "rewards/format/mean", "words", "completions/mean_length", "frac_reward_zero_std", "entropy", "loss"]
+OUT = ROOT / "nbs/results"
+LOGGED = [
+    "step",
+    "reward",
+    "rewards/accuracy/mean",
+    "rewards/format/mean",
+    "words",
+    "completions/mean_length",
+    "frac_reward_zero_std",
+    "entropy",
+    "loss",
+]
 
 
 def collect(runs):
     "The records of `runs` and where they come from"
-    records = [json.loads((Path(run)/"metrics.json").read_text()) for run in runs]
-    return made_by([f'make tutorial ARGS="--seed {r["seed"]} --run-dir {run}"' for run, r in zip(runs, records)]) | dict(runs=records)
+    records = [json.loads((Path(run) / "metrics.json").read_text()) for run in runs]
+    return made_by(
+        [
+            f'make tutorial ARGS="--seed {r["seed"]} --run-dir {run}"'
+            for run, r in zip(runs, records)
+        ]
+    ) | dict(runs=records)
 
 
 if __name__ == "__main__":
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     ap.add_argument("runs", nargs="+", help="run folders, each with its metrics.json")
     runs = ap.parse_args().runs
     OUT.mkdir(exist_ok=True)
-    (OUT/"tutorial.json").write_text(json.dumps(collect(runs), indent=1) + "\n")
-    log = pd.read_json(Path(runs[0])/"grpo/log.json")
-    log[LOGGED].dropna().round(5).to_csv(OUT/"grpo_log.csv", index=False)
+    (OUT / "tutorial.json").write_text(json.dumps(collect(runs), indent=1) + "\n")
+    log = pd.read_json(Path(runs[0]) / "grpo/log.json")
+    log[LOGGED].dropna().round(5).to_csv(OUT / "grpo_log.csv", index=False)
     print(f"{OUT}: {len(runs)} runs, and the GRPO log of the first")

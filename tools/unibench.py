@@ -5,6 +5,7 @@
 
 writes nbs/results/unibench.json.
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -14,8 +15,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from affectgpt_r1.benchmark import (
-    answer_cost, calibration, calibration_error, group_scores, label_confidence, predict_unibench,
-    sector_confusion, unibench_difference, unibench_scores)
+    answer_cost,
+    calibration,
+    calibration_error,
+    group_scores,
+    label_confidence,
+    predict_unibench,
+    sector_confusion,
+    unibench_difference,
+    unibench_scores,
+)
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.features import FeatureCache
 from affectgpt_r1.inference import MAX_NEW_TOKENS
@@ -43,9 +52,9 @@ def repeats_a_word(answer):
 
 def load_model(run, name):
     "Model and processor of a stage, reading the run's cached features"
-    model = AutoModelForCausalLM.from_pretrained(run/name).eval()
-    processor = AutoProcessor.from_pretrained(run/name)
-    processor.features = FeatureCache(run/"features", model, processor)
+    model = AutoModelForCausalLM.from_pretrained(run / name).eval()
+    processor = AutoProcessor.from_pretrained(run / name)
+    processor.features = FeatureCache(run / "features", model, processor)
     return model, processor
 
 
@@ -53,8 +62,10 @@ def report_on_test(model, processor, corpus, wheels, max_new_tokens):
     "What the model answers to the test split, and where it is wrong"
     test, states = load_mer2025(corpus, "ovmerd"), load_states(corpus)
     gold, predictor = dict(zip(test["name"], test["labels"])), AffectGPT(model, processor)
-    said = {row["name"]: predictor.predict(row, wheels=wheels, max_new_tokens=max_new_tokens)
-            for row in test}
+    said = {
+        row["name"]: predictor.predict(row, wheels=wheels, max_new_tokens=max_new_tokens)
+        for row in test
+    }
     labels = {name: p.labels for name, p in said.items()}
     confidence = label_confidence(gold, said, wheels)
     strength = {name: BANDS[intensity_band(s.intensity)] for name, s in states.items()}
@@ -63,44 +74,49 @@ def report_on_test(model, processor, corpus, wheels, max_new_tokens):
         strength=as_records(group_scores(gold, labels, strength, wheels)),
         confusion=as_records(sector_confusion(gold, labels, wheels, "Plutchik")),
         replies=[p.reply for p in said.values()][:4],
-        repeating=sum(repeats_a_word(p.answer) for p in said.values())/len(said),
+        repeating=sum(repeats_a_word(p.answer) for p in said.values()) / len(said),
         calibration=as_records(calibration(confidence)),
-        calibration_error=calibration_error(confidence))
+        calibration_error=calibration_error(confidence),
+    )
 
 
 def stage_report(run, name, wheels):
     "The numbers of one model; its answers to the nine sets are written to `run`"
-    corpus, out, length = run/"corpus", run/"unibench"/name, MAX_NEW_TOKENS["toy"]["answer"]
+    corpus, out, length = run / "corpus", run / "unibench" / name, MAX_NEW_TOKENS["toy"]["answer"]
     model, processor = load_model(run, name)
-    answers = predict_unibench(model, processor, corpus/"unibench", out, wheels=wheels,
-                               max_new_tokens=length)
-    scores = as_records(unibench_scores(answers, corpus/"unibench", wheels=wheels))
+    answers = predict_unibench(
+        model, processor, corpus / "unibench", out, wheels=wheels, max_new_tokens=length
+    )
+    scores = as_records(unibench_scores(answers, corpus / "unibench", wheels=wheels))
     return dict(scores=scores) | report_on_test(model, processor, corpus, wheels, length)
 
 
 def parse_args():
     "The command line"
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path,
-                        help="folder of a tutorial run at the toy preset, mode answer")
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "run", type=Path, help="folder of a tutorial run at the toy preset, mode answer"
+    )
     return parser.parse_args()
 
 
 def main(run):
     "Score both stages of `run`, and write the record"
     torch.set_num_threads(1)
-    wheels, seed = load_wheels(), json.loads((run/"metrics.json").read_text())["seed"]
+    wheels, seed = load_wheels(), json.loads((run / "metrics.json").read_text())["seed"]
     stages = {name: stage_report(run, name, wheels) for name in STAGES}
-    before, after = (run/"unibench"/name for name in STAGES)
-    difference = unibench_difference(before, after, run/"corpus/unibench", wheels=wheels)
-    record = made_by([f'make tutorial ARGS="--seed {seed} --run-dir {run}"',
-                      f"python -m tools.unibench {run}"])
+    before, after = (run / "unibench" / name for name in STAGES)
+    difference = unibench_difference(before, after, run / "corpus/unibench", wheels=wheels)
+    record = made_by(
+        [f'make tutorial ARGS="--seed {seed} --run-dir {run}"', f"python -m tools.unibench {run}"]
+    )
     record["seed"] = seed
-    record["steps"] = int(pd.read_json(run/"grpo/log.json")["step"].max())
+    record["steps"] = int(pd.read_json(run / "grpo/log.json")["step"].max())
     record |= dict(stages=stages, difference=as_records(difference))
-    (OUT/"unibench.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(OUT/"unibench.json")
+    (OUT / "unibench.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(OUT / "unibench.json")
 
 
 if __name__ == "__main__":
