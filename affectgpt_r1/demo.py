@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['cache_folder', 'ToyRun', 'cold_started_toy']
 
-# %% ../nbs/machinery/demo.ipynb #396dc053
+# %% ../nbs/machinery/demo.ipynb #74e8459d
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import torch
 from filelock import FileLock
 
 from .coldstart import cold_start, target_text
@@ -27,7 +28,7 @@ from .towers import train_towers
 from .training import load_stage
 from .wheels import load_wheels
 
-# %% ../nbs/machinery/demo.ipynb #9a39d3a8
+# %% ../nbs/machinery/demo.ipynb #736f8da0
 def cache_folder() -> Path:
     "Folder in which a trained toy model is kept between two notebooks"
     home = Path(os.environ.get("AFFECTGPT_R1_CACHE", "~/.cache/affectgpt_r1")).expanduser()
@@ -35,7 +36,7 @@ def cache_folder() -> Path:
     except OSError: home = Path(tempfile.mkdtemp())
     return home/f"toy-{short_hash(str(CORPUS_VERSION))}"
 
-# %% ../nbs/machinery/demo.ipynb #6fd28ee2
+# %% ../nbs/machinery/demo.ipynb #128eccb7
 @dataclass
 class ToyRun:
     "A toy model after its cold start, and what it was trained with"
@@ -46,7 +47,7 @@ class ToyRun:
     model: AffectGPTForConditionalGeneration   # In evaluation mode
     processor: AffectGPTProcessor              # With the cached features of all clips
 
-# %% ../nbs/machinery/demo.ipynb #0337b0e7
+# %% ../nbs/machinery/demo.ipynb #16476263
 def _splits(folder):
     "Captions, human labels and test clips of the corpus in `folder`"
     return [load_mer2025(folder/"corpus", track) for track in ("caption", "human", "ovmerd")]
@@ -54,22 +55,26 @@ def _splits(folder):
 
 def _make(folder):
     "Generate the clips, teach the encoders, fine-tune on the captions"
-    make_toy_corpus(folder/"corpus", preset="smoke", seed=0, progress=False)
+    torch.set_num_threads(1)   # more of them are slower at this size
+    make_toy_corpus(folder/"corpus", preset="demo", seed=0, workers=1, progress=False)
     captions, human, test = _splits(folder)
     texts = [target_text(row, "think") + row["subtitle"] for row in captions]
     model, processor = make_toy_model(texts + list(QUESTIONS.values()))
-    train_towers(model, processor, captions, load_wheels(), epochs=4)
+    train_towers(model, processor, captions, load_wheels(), batch_size=16)
     processor.features = FeatureCache(folder/"features", model, processor)
     for split in (captions, human, test): processor.features.compute(split)
-    cold_start(model, processor, captions, folder/"cold_start", epochs=20)
+    cold_start(model, processor, captions, folder/"cold_start", epochs=16, batch_size=16)
     (folder/"finished").touch()
 
-# %% ../nbs/machinery/demo.ipynb #0f6925a6
+# %% ../nbs/machinery/demo.ipynb #d52951e2
 def cold_started_toy() -> ToyRun:
     "A toy model after its cold start; made once, then read from the cache folder"
     folder = cache_folder()
     with FileLock(f"{folder}.lock"):
-        if not (folder/"finished").exists(): _make(folder)
+        if not (folder/"finished").exists():
+            n_threads = torch.get_num_threads()
+            _make(folder)
+            torch.set_num_threads(n_threads)
     model, processor = load_stage(folder/"cold_start")
     processor.features = FeatureCache(folder/"features", model, processor)
     return ToyRun(folder, *_splits(folder), model.eval(), processor)

@@ -52,19 +52,28 @@ def read_clips(
             bar.update(len(batch["input_values"]))
 
 # %% ../nbs/08_features.ipynb #c019
+_PASSING = {"dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures",
+            "processor_class", "_processor_class"}
+
+def _lasting_fields(part):
+    "The fields of a configuration that stay when it is saved, loaded in 16 bits, or upgraded"
+    fields = {k: v for k, v in part.to_dict().items() if k not in _PASSING}
+    return json.dumps(fields, sort_keys=True, default=str)
+
+# %% ../nbs/08_features.ipynb #44bcf189
 def encoder_fingerprint(
     model,        # An `AffectGPTForConditionalGeneration`
     processor,    # Its processor
 ) -> str:         # sha256, hexadecimal
     "A hash of what the features depend on besides the media: encoder weights and preprocessing"
     h = hashlib.sha256(f"{processor.visual} {processor.frames_by} {processor.compat}".encode())
-    for part in (processor.image_processor, processor.feature_extractor):
-        h.update(json.dumps(part.to_dict(), sort_keys=True, default=str).encode())
-    for tower in (model.model.vision_tower, model.model.audio_tower):
-        h.update(tower.config.to_json_string().encode())
+    towers = (model.model.vision_tower, model.model.audio_tower)
+    parts = (processor.image_processor, processor.feature_extractor, *(t.config for t in towers))
+    for part in parts: h.update(_lasting_fields(part).encode())
+    for tower in towers:
         for name, weight in tower.state_dict().items():
-            h.update(name.encode())
-            h.update(weight.float().cpu().contiguous().numpy().tobytes())
+            bits = weight.cpu().bfloat16().contiguous().view(torch.int16)   # the same in any dtype
+            h.update(name.encode() + bits.numpy().tobytes())
     return h.hexdigest()
 
 # %% ../nbs/08_features.ipynb #f003

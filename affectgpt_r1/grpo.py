@@ -23,7 +23,6 @@ from .guards import EpochOrder, guard_rewards
 from .inference import generate_replies, generation_config, max_reply_tokens
 from .labels import completion_text, parse_response
 from .metrics import ew_score
-from .memory import memory_estimate
 from .modeling import MEDIA_KEYS
 from .processing import make_prompt
 from .training import (

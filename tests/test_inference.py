@@ -120,7 +120,8 @@ def test_the_limit_is_the_checkpoints_own_or_its_presets(toy, tmp_path):
     assert max_reply_tokens(get_peft_model(loaded, lora_config()), "answer") == 33
     assert generation_config(loaded, processor).max_new_tokens == 33
     assert generation_config(loaded, processor, max_new_tokens=5).max_new_tokens == 5
-    with pytest.raises(ValueError, match="mode is 'mixed'"): max_reply_tokens(model, "mixed")
+    assert max_reply_tokens(paper_config(), "mixed") == 512   # the longer of both
+    with pytest.raises(ValueError, match="mode is 'both'"): max_reply_tokens(model, "both")
 
 
 def test_a_generation_config_is_explicit_and_can_be_saved(toy, tmp_path):

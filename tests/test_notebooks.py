@@ -106,9 +106,8 @@ def kinds(cell):
 
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
-TRAINING = re.compile(
-    r"\b(cold_start|train_grpo|train_towers)\("
-)  # what comes of it depends on the processor
+# What comes of training depends on the processor.
+TRAINING = re.compile(r"\b(cold_start|train_grpo|train_towers|cold_started_toy)\(")
 
 
 def said(cell):
