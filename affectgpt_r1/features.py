@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -193,10 +195,21 @@ class FeatureCache(_FeatureFiles):
         batches = [b for b in batches if missing.intersection(paths[b])]
         todo = [row for b in batches for row in rows[b]]
         read = read_clips(todo, self.processor, batch_size, workers, "features") if todo else ()
-        for b, media in zip(batches, read):
-            for path, features in zip(paths[b], self.encode(media)):
+        for b, encoded in zip(batches, _encode_ahead(self.encode, read)):
+            for path, features in zip(paths[b], encoded):
                 if path in missing: write_features(path, features)
         return len(missing)
+
+# %% ../nbs/08_features.ipynb #f0bd308f
+def _encode_ahead(encode, batches, at_once=2):
+    "What `encode` gives for each batch, in order; the next ones are encoded meanwhile"
+    share = max(1, torch.get_num_threads() // at_once)
+    with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+        waiting = deque()   # no more batches than these are in memory
+        for media in batches:
+            waiting.append(pool.submit(encode, media))
+            if len(waiting) > at_once: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
 
 # %% ../nbs/08_features.ipynb #c924258b
 def _encode_clips(encoders, media):
