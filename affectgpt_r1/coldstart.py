@@ -125,5 +125,5 @@ def cold_start(
     trainer = SFTTrainer(model, args, collator, train_dataset=dataset, processing_class=processor,
                          peft_config=lora, callbacks=[collator])
     log = run_training(trainer, "cold start", resume)
-    finish_training(trainer, processor, out, log, max_new_tokens)
+    finish_training(trainer, processor, out, log, max_new_tokens, mode)
     return log

@@ -354,7 +354,7 @@ def train_grpo(
     trainer.score = partial(held_out_score, processor=processor, dataset=validation, mode=mode,
                             wheels=wheels, max_new_tokens=max_new_tokens)
     log = run_training(trainer, "GRPO", resume)
-    finish_training(trainer, processor, out, log, max_new_tokens)
+    finish_training(trainer, processor, out, log, max_new_tokens, mode)
     return log
 
 # %% ../nbs/11_grpo.ipynb #g052

@@ -35,12 +35,12 @@ def max_reply_tokens(
     model,      # A model, or its configuration
     mode: str,  # "answer", "think", or "mixed" for the longer of both
 ) -> int:
-    "How many tokens a reply may have: what was saved with the model, else its preset's"
+    "Tokens that a reply may have: what was saved with the model for this mode, else its preset's"
     check_mode(mode, (*MODES, "mixed"))
     saved = getattr(getattr(model, "generation_config", None), "max_new_tokens", None)
-    if saved: return saved
-    preset = getattr(getattr(model, "config", model), "preset", "")
-    limits = MAX_NEW_TOKENS.get(preset, MAX_NEW_TOKENS["other"])
+    config = getattr(model, "config", model)
+    if saved and getattr(config, "reply_mode", mode) in (mode, "mixed"): return saved
+    limits = MAX_NEW_TOKENS.get(getattr(config, "preset", ""), MAX_NEW_TOKENS["other"])
     return max(limits.values()) if mode == "mixed" else limits[mode]
 
 # %% ../nbs/machinery/inference.ipynb #6cded80b

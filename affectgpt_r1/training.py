@@ -236,12 +236,14 @@ def finish_training(
     out: str | Path,        # Folder
     log: list[dict],        # trl's log history
     max_new_tokens: int,    # Longest answer, written into the model's `generation_config`
+    mode: str,              # Of these answers, written into its `config`
 ):
     "Save what all processes have trained, from one of them, and delete the checkpoints"
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     model, state_dict = trainer.accelerator.unwrap_model(trainer.model), None
     if sharded: state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     model.generation_config.max_new_tokens = max_new_tokens
+    model.config.reply_mode = mode
     if trainer.is_world_process_zero():
         save_stage(model, processor, out, log, state_dict)
         for folder in Path(out).glob("checkpoint-*"): shutil.rmtree(folder)

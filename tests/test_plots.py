@@ -205,7 +205,7 @@ def test_colours_differ():
 
 def test_needs_no_model():
     code = ("import sys, affectgpt_r1.plots, affectgpt_r1.clip_plots; "
-            "assert not {'torch', 'transformers', 'affectgpt_r1.model'} & set(sys.modules)")
+            "assert not {'torch', 'transformers', 'affectgpt_r1.modeling'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
