@@ -144,7 +144,7 @@ def run_setting(
     out: Path,        # Folder for record.json, curves.csv and answers.csv
     setting: dict,    # From `read_ablation`
     seed: int,        # Of training and sampling
-):
+) -> None:
     "Train one setting from the cold start in `base`, and score it"
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -235,7 +235,7 @@ def run_ablation(
     out: str | Path | None = None,        # Folder of the runs: runs/ and the file's name if None
     workers: int = 2,                     # Runs at once, each on one thread
     only: list[str] | None = None,        # Names of settings, if not all are wanted
-):
+) -> None:
     "Run what has not been run, then collect the records next to the file, unless `only` is given"
     path = Path(path)
     seeds, settings = read_ablation(path)

@@ -112,7 +112,7 @@ def _add_studies(commands):
 # %% ../nbs/machinery/cli.ipynb #7fe8a711
 def main(
     args: list[str] | None = None,   # The command line; of this process if None
-):
+) -> None:
     "Run a command"
     parser = argparse.ArgumentParser(prog="affectgpt-r1")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -12,10 +12,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import chain
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,8 +81,8 @@ def _answer(model, processor, asked, log, batch_size, config, make_chat, make_dr
 
 # %% ../nbs/12_evaluate.ipynb #c026
 def predict_clips(
-    model,                             # With `generate`
-    processor,                         # With `apply_chat_template` and `batch_decode`
+    model: Any,                        # With `generate`
+    processor: Any,                    # With `apply_chat_template` and `batch_decode`
     dataset: Iterable[dict],           # Rows with `name`, `video`, `audio`, `subtitle`
     mode: str = "answer",              # "answer" or "think"
     out: str | Path | None = None,     # JSONL file to stream to and to resume from

@@ -171,7 +171,7 @@ def replicate(
 # %% ../nbs/machinery/replication.ipynb #41f1d0fd
 def print_replication(
     result: dict,   # From `replicate`
-):
+) -> None:
     "Print the scores of each seed, and the differences over the seeds"
     for r in result["runs"]:
         scores = [f"{stage} {s['greedy']['ew_f']:.3f} / {s['sampled']['ew_f']:.3f}"
