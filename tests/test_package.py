@@ -36,7 +36,7 @@ read = []
 sys.addaudithook(lambda event, args: read.append(str(args[0])) if event == "open" else None)
 import affectgpt_r1
 for name in sys.argv[1:]: importlib.import_module(f"affectgpt_r1.{name}")
-assert [] == [f for f in read if "affectgpt_r1/tables" in f]
+assert [] == [f for f in read if "affectgpt_r1/tables/" in f]
 """
 
 
