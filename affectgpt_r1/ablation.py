@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 
 from .data import load_mer2025
 from .evaluate import best_of, predict_clips, score_predictions
-from .features import FeatureCache
 from .grpo import train_grpo
 from .labels import parse_response
 from .messages import list_some
@@ -33,7 +32,7 @@ from .records import made_by
 from .judges import frozen_score, likelihood_judge
 from .rewards import (
     REWARD_RECIPES, RewardRecipe, accuracy_reward, format_reward, make_rewards)
-from .training import load_stage
+from .stages import load_run_stage
 from .wheels import load_wheels
 
 # %% ../nbs/machinery/ablation.ipynb #49ac7406
@@ -145,12 +144,11 @@ def run_setting(
     out: Path,        # Folder for record.json, curves.csv and answers.csv
     setting: dict,    # From `read_ablation`
     seed: int,        # Of training and sampling
-):
+) -> None:
     "Train one setting from the cold start in `base`, and score it"
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    model, processor = load_stage(base / "cold_start")
-    processor.features = FeatureCache(base / "features", model, processor)
+    model, processor = load_run_stage(base, "cold_start")
     human, test = [load_mer2025(base / "corpus", track) for track in ("human", "ovmerd")]
     if setting["steps"]: _train(model, processor, human, out, setting, seed)
     record, shown = _evaluate(model.eval(), processor, test, setting, seed)
@@ -213,7 +211,7 @@ WORKER_ENVIRONMENT = {   # of processes that train while nobody watches
     "DO_NOT_TRACK": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1"}
 
-
+# %% ../nbs/machinery/ablation.ipynb #06115373
 def _work(*job):
     "`run_setting` on one thread"
     torch.set_num_threads(1)
@@ -237,7 +235,7 @@ def run_ablation(
     out: str | Path | None = None,        # Folder of the runs: runs/ and the file's name if None
     workers: int = 2,                     # Runs at once, each on one thread
     only: list[str] | None = None,        # Names of settings, if not all are wanted
-):
+) -> None:
     "Run what has not been run, then collect the records next to the file, unless `only` is given"
     path = Path(path)
     seeds, settings = read_ablation(path)

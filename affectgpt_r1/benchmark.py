@@ -9,7 +9,7 @@ __all__ = ['PLEASANT_WORDS', 'UNPLEASANT_WORDS', 'polarity', 'write_answers', 'p
 
 # %% ../nbs/12b_benchmark.ipynb #b003
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,14 @@ def write_answers(
 
 # %% ../nbs/12b_benchmark.ipynb #b018
 def predict_unibench(
-    model,                        # As in `predict_clips`
-    processor,                    # As in `predict_clips`
+    model: Any,                   # As in `predict_clips`
+    processor: Any,               # As in `predict_clips`
     root: str | Path,             # Holds `mer2023-dataset-process`, `meld-process` and the others
     out: str | Path,              # Folder for the answers
     sets: Sequence[str] = tuple(UNIBENCH),  # Keys of the sets that are there
     mode: str = "answer",         # "answer" or "think"
     wheels: EmotionWheels | None = None,    # From `load_wheels`; the built-in ones by default
-    extract=None,                 # Who reads the labels, as in `read_labels`
+    extract: Callable | None = None,  # Who reads the labels, as in `read_labels`
     checkpoint: int = 0,          # Number of the checkpoint that answers
     missing: str = "error",       # Clips that lack a file, as in `load_unibench`
     **kwargs: Any,                # Further arguments of `predict_clips`
@@ -201,9 +201,9 @@ def unibench_table(
 
 # %% ../nbs/12b_benchmark.ipynb #b042
 def answer_cost(
-    model,           # As in `predict_clips`
-    processor,       # As in `predict_clips`
-    dataset,         # Rows, a few dozen of them
+    model: Any,      # As in `predict_clips`
+    processor: Any,  # As in `predict_clips`
+    dataset: Sequence[dict],  # Rows, a few dozen of them
     **kwargs: Any,   # Further arguments of `predict_clips`, without `out`
 ) -> dict:           # clips, seconds and tokens per clip
     "What an answer costs on this machine"

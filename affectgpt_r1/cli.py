@@ -46,6 +46,7 @@ def _grpo(args):
     from affectgpt_r1.stages import run_grpo
     run_grpo(args.run_dir, args.recipe, args.mode, args.seed, **dict(args.set))
 
+# %% ../nbs/machinery/cli.ipynb #23514317
 def _evaluate(args):
     from affectgpt_r1.stages import run_evaluation
     scores = run_evaluation(args.run_dir, args.mode, args.seed, **dict(args.set))
@@ -72,6 +73,7 @@ def _stage_parser(commands, name, function, text):
                         help="further settings of the stage")
     return parser
 
+# %% ../nbs/machinery/cli.ipynb #6ae9e81a
 def _add_stages(commands):
     "The four stages of a run"
     prepare = _stage_parser(commands, "prepare", _prepare, "clips, model and features")
@@ -110,7 +112,7 @@ def _add_studies(commands):
 # %% ../nbs/machinery/cli.ipynb #7fe8a711
 def main(
     args: list[str] | None = None,   # The command line; of this process if None
-):
+) -> None:
     "Run a command"
     parser = argparse.ArgumentParser(prog="affectgpt-r1")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

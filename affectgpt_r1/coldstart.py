@@ -10,12 +10,15 @@ import hashlib
 import random
 from pathlib import Path
 
+from datasets import Dataset
+from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from .fingerprints import rows_hash, weights_hash
 from .labels import MODES, make_target
-from .processing import make_prompt
+from .modeling import AffectGPTForConditionalGeneration
+from .processing import AffectGPTProcessor, make_prompt
 from .inference import max_reply_tokens
 from .training import (
     check_rows, finish_training, hide_known_warnings, refuse_second_names, run_training,
@@ -55,7 +58,7 @@ class Collator(TrainerCallback):
     "Turns rows into a training batch: prompt and target of each, with the clip's tensors"
     def __init__(
         self,
-        processor,                  # An `AffectGPTProcessor`
+        processor: AffectGPTProcessor,
         mode: str = "answer",       # "answer", "think" or "mixed"
         seed: int | None = None,    # Draws the order of the labels in each epoch; kept if None
     ):
@@ -94,9 +97,9 @@ def _sft_config(out, epochs, batch_size, learning_rate, seed, save_steps, settin
 # %% ../nbs/09_coldstart.ipynb #k033
 @hide_known_warnings()
 def cold_start(
-    model,                           # An `AffectGPTForConditionalGeneration`, trained in place
-    processor,                       # Its processor; with a `FeatureCache` the encoders do not run
-    dataset,                         # Rows of the caption split, or of the human split for SFT
+    model: AffectGPTForConditionalGeneration,  # Trained in place
+    processor: AffectGPTProcessor,   # With a `FeatureCache` the encoders do not run
+    dataset: Dataset,                # Rows of the caption split, or of the human split for SFT
     out: str | Path,                 # Folder for the trained model and its processor
     mode: str = "answer",            # "answer", "think" or "mixed"
     epochs: float = 8,               # Passes over the data
@@ -104,7 +107,7 @@ def cold_start(
     learning_rate: float = 2e-3,     # At its peak; for a toy decoder with random weights
     seed: int = 0,                   # Of the order of the clips
     shuffle_labels: bool = False,    # Draw a new order of a clip's labels in each epoch?
-    lora=None,                       # A `LoraConfig`: train adapters in place of all weights
+    lora: LoraConfig | None = None,  # Train adapters in place of all weights
     save_steps: int = 200,           # Steps between two checkpoints
     max_new_tokens: int | None = None,   # Longest answer, saved with the model; by mode if None
     **settings                       # Further fields of trl's `SFTConfig`
@@ -125,5 +128,5 @@ def cold_start(
     trainer = SFTTrainer(model, args, collator, train_dataset=dataset, processing_class=processor,
                          peft_config=lora, callbacks=[collator])
     log = run_training(trainer, "cold start", resume)
-    finish_training(trainer, processor, out, log, max_new_tokens)
+    finish_training(trainer, processor, out, log, max_new_tokens, mode)
     return log

@@ -68,7 +68,7 @@ def check_released(
     state: dict,   # Tensors by the authors' names
     wanted: dict,  # The same of the model that they are for
     path,          # Where they come from, for the message
-):
+) -> None:
     "Raises one ValueError that names every tensor that does not fit"
     faults = [f"{name}: is missing" for name in wanted if name not in state]
     found = {name: _fault(name, x, wanted) for name, x in state.items()}
@@ -95,7 +95,7 @@ def released_state(
 def save_released(
     model,             # An AffectGPT of `compat="affectgpt"`, adapted by peft
     path: str | Path,  # Where the `.pth` is written
-):
+) -> None:
     "A file that the authors' code reads"
     state = {name: x.cpu() for name, x in released_state(model).items()}
     torch.save({"model": state}, path)

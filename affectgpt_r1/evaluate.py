@@ -12,10 +12,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import chain
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,11 +50,18 @@ def _check_rows(dataset) -> list[dict]:
         raise ValueError(f"{len(twice)} names belong to more than one clip: {list_some(twice)}")
     return rows
 
-def _settings(model, rows, mode, max_new_tokens, shuffle_media, seed, sampling) -> dict:
+def _config_hash(config) -> str:
+    "A hash of how a model writes, but for the length, which has a name of its own"
+    fields = config.to_diff_dict()
+    for name in ("max_new_tokens", "transformers_version"): fields.pop(name, None)
+    return short_hash(json.dumps(fields, sort_keys=True, default=str))
+
+def _settings(model, rows, mode, config, shuffle_media, seed, sampling) -> dict:
     "What two runs must share for their replies to be the same"
     clips = [row[k] for row in rows for k in ("name", "subtitle")]
     return dict(model=weights_hash(model), clips=short_hash(QUESTIONS[mode], *clips), mode=mode,
-                max_new_tokens=max_new_tokens, shuffle_media=shuffle_media,
+                max_new_tokens=config.max_new_tokens, generation=_config_hash(config),
+                shuffle_media=shuffle_media,
                 seed=seed if sampling or shuffle_media else None, sample=bool(sampling), **sampling)
 
 # %% ../nbs/12_evaluate.ipynb #c021
@@ -74,8 +81,8 @@ def _answer(model, processor, asked, log, batch_size, config, make_chat, make_dr
 
 # %% ../nbs/12_evaluate.ipynb #c026
 def predict_clips(
-    model,                             # With `generate`
-    processor,                         # With `apply_chat_template` and `batch_decode`
+    model: Any,                        # With `generate`
+    processor: Any,                    # With `apply_chat_template` and `batch_decode`
     dataset: Iterable[dict],           # Rows with `name`, `video`, `audio`, `subtitle`
     mode: str = "answer",              # "answer" or "think"
     out: str | Path | None = None,     # JSONL file to stream to and to resume from
@@ -97,14 +104,15 @@ def predict_clips(
         raise ValueError(f"{answers} greedy answers to a clip would be the same: give sample=True")
     rows = _check_rows(dataset)
     config = generation_config(model, processor, mode, max_new_tokens)
-    length = config.max_new_tokens
-    sampling = dict(answers=answers, temperature=temperature, top_p=top_p) if sample else {}
-    settings = _settings(model, rows, mode, length, shuffle_media, seed, sampling)
+    warp = dict(temperature=temperature, top_p=top_p, top_k=model.generation_config.top_k)
+    sampling = dict(answers=answers, **warp) if sample else {}
+    settings = _settings(model, rows, mode, config, shuffle_media, seed, sampling)
     if shuffle_media: rows = shuffle_clips(rows, seed)
     asked = [(row, i) for row in rows for i in range(answers)]
     def make_chat(row): return prompt(row, mode)
     def make_draws(batch):
-        if sample: return sampling_processors(model, batch, seed, length, temperature, top_p)
+        if not sample: return None
+        return sampling_processors(batch, seed, config.max_new_tokens, **warp)
     with PredictionLog(out, settings, batch_size, len(asked)) as log:
         _answer(model, processor, asked, log, batch_size, config, make_chat, make_draws)
     return log.table(asked)

@@ -21,6 +21,9 @@ from safetensors.torch import save as to_bytes
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 
+from .modeling import AffectGPTForConditionalGeneration
+from .processing import AffectGPTProcessor
+
 # %% ../nbs/08_features.ipynb #b97e2936
 class _ReadClips(Dataset):
     "Rows of a data set as the processor's tensors, or as a text that says why one can't be read"
@@ -39,7 +42,7 @@ def _stack_clips(items):
 # %% ../nbs/08_features.ipynb #c007
 def read_clips(
     dataset: Sequence[dict],   # Rows with `name`, `video`, `audio`
-    processor,                 # An `AffectGPTProcessor`
+    processor: AffectGPTProcessor,
     batch_size: int = 16,      # Clips per batch
     workers: int = 2,          # Decoding processes; with 0 this process decodes
     desc: str = "reading",     # Name of the progress bar
@@ -64,8 +67,8 @@ def _lasting_fields(part):
 
 # %% ../nbs/08_features.ipynb #44bcf189
 def encoder_fingerprint(
-    model,        # An `AffectGPTForConditionalGeneration`
-    processor,    # Its processor
+    model: AffectGPTForConditionalGeneration,
+    processor: AffectGPTProcessor,  # Its processor
 ) -> str:         # sha256, hexadecimal
     "A hash of what the features depend on besides the media: encoder weights and preprocessing"
     h = hashlib.sha256(f"{processor.visual} {processor.frames_by} {processor.compat}".encode())

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from datasets import Dataset
+from peft import LoraConfig
 from transformers import Trainer, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
@@ -23,11 +25,12 @@ from .guards import EpochOrder, guard_rewards
 from .inference import generate_replies, generation_config, max_reply_tokens
 from .labels import completion_text, parse_response
 from .metrics import ew_score
-from .modeling import MEDIA_KEYS
-from .processing import make_prompt
+from .modeling import MEDIA_KEYS, AffectGPTForConditionalGeneration
+from .processing import AffectGPTProcessor, make_prompt
 from .training import (
     check_rows, finish_training, hide_known_warnings, refuse_second_names,
     run_training, start_or_resume, trainer_settings)
+from .wheels import EmotionWheels
 
 # %% ../nbs/11_grpo.ipynb #c008
 def group_advantages(
@@ -91,7 +94,7 @@ def grpo_loss(
 
 # %% ../nbs/11_grpo.ipynb #g016
 def token_logps(
-    model,                  # A causal language model
+    model: torch.nn.Module,  # A causal language model
     ids: torch.Tensor,      # [batch, length] prompt and completion
     mask: torch.Tensor,     # [batch, length] attention mask
     n: int,                 # Length of the completion
@@ -111,7 +114,7 @@ def _chats_about_clips(rows):
 # %% ../nbs/11_grpo.ipynb #g020
 @torch.no_grad()
 def check_clips_reach_policy(
-    trainer,                 # An `AffectGRPOTrainer`
+    trainer: "AffectGRPOTrainer",  # With its model and its rows
     least: float = 1e-5,     # Smallest difference that is not rounding
 ) -> float:                  # The largest change of a token's log-probability
     "How much another clip changes the policy; raises ValueError where it changes nothing"
@@ -141,7 +144,7 @@ class ClipCheck(TrainerCallback):
 
 # %% ../nbs/11_grpo.ipynb #g029
 def answer_logits(
-    model,             # The policy
+    model: AffectGPTForConditionalGeneration,  # The policy
     positions: int,    # Length of the longest answer, and one position before it
     media: dict,       # Tensors of the clips, one row per sequence
     labels: torch.Tensor | None = None,   # [batch, length] trl's targets, for a fused loss
@@ -205,9 +208,9 @@ class AffectGRPOTrainer(GRPOTrainer):
 
 # %% ../nbs/11_grpo.ipynb #c021
 def grpo_rows(
-    dataset,                 # Rows of the human split
+    dataset: Dataset,        # Rows of the human split
     mode: str = "answer",    # "answer" or "think"
-):                           # `datasets.Dataset` with the columns `name`, `prompt`, `labels`
+) -> Dataset:                # With the columns `name`, `prompt`, `labels`
     "The rows for trl: the prompt, which holds the clip's paths, and the gold labels"
     check_rows(dataset)
     others = [c for c in dataset.column_names if c not in ("name", "labels")]
@@ -216,11 +219,11 @@ def grpo_rows(
 # %% ../nbs/11_grpo.ipynb #g042
 @torch.no_grad()
 def held_out_score(
-    model,                               # An `AffectGPTForConditionalGeneration`, or with adapters
-    processor,                           # Its processor
-    dataset,                             # Held-out rows
+    model: AffectGPTForConditionalGeneration,  # With adapters or without
+    processor: AffectGPTProcessor,       # Its processor
+    dataset: Dataset,                    # Held-out rows
     mode: str = "answer",                # "answer" or "think"
-    wheels=None,                         # From `load_wheels`; the built-in ones by default
+    wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
     max_new_tokens: int | None = None,   # Longest answer; by mode if None
     batch_size: int = 32,                # Clips at a time
 ) -> dict:                               # ew_f, words
@@ -312,9 +315,9 @@ def _grpo_config(out, processor, fields, save_steps, settings):
 # %% ../nbs/11_grpo.ipynb #g049
 @hide_known_warnings()
 def train_grpo(
-    model,                               # A cold-started model, trained in place
-    processor,                           # Its processor
-    dataset,                             # Rows of the human split
+    model: AffectGPTForConditionalGeneration,  # A cold-started model, trained in place
+    processor: AffectGPTProcessor,       # Its processor
+    dataset: Dataset,                    # Rows of the human split
     rewards: tuple[list, list],          # (reward functions, weights), from `make_rewards`
     out: str | Path,                     # Folder for model, processor and sampled completions
     mode: str = "answer",                # "answer" or "think"
@@ -325,10 +328,10 @@ def train_grpo(
     max_new_tokens: int | None = None,   # Longest answer in tokens; by mode if None
     seed: int = 0,                       # Of order and sampling
     micro_batch: int | None = None,      # Answers in one forward pass; all of a step by default
-    lora=None,                           # A `LoraConfig`: train adapters in place of all weights
+    lora: LoraConfig | None = None,      # Train adapters in place of all weights
     save_steps: int = 50,                # Steps between two checkpoints
-    validation=None,                     # Held-out rows: keep the checkpoint that is best on them
-    wheels=None,                         # For their score; the built-in ones by default
+    validation: Dataset | None = None,   # Held-out rows, to keep the best checkpoint on them
+    wheels: EmotionWheels | None = None,  # For their score; the built-in ones by default
     **settings                           # Further fields of trl's `GRPOConfig`
 ) -> list[dict]:                         # trl's log history
     "GRPO on the given rewards, without KL unless `beta` is given; saves everything to `out`"
@@ -354,7 +357,7 @@ def train_grpo(
     trainer.score = partial(held_out_score, processor=processor, dataset=validation, mode=mode,
                             wheels=wheels, max_new_tokens=max_new_tokens)
     log = run_training(trainer, "GRPO", resume)
-    finish_training(trainer, processor, out, log, max_new_tokens)
+    finish_training(trainer, processor, out, log, max_new_tokens, mode)
     return log
 
 # %% ../nbs/11_grpo.ipynb #g052

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, AutoProcessor, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM, AutoProcessor, GenerationConfig, LogitsProcessorList,
+    PreTrainedTokenizerBase)
 
 from .labels import MODES, check_mode, parse_response
 from .media import media_streams
@@ -35,12 +37,12 @@ def max_reply_tokens(
     model,      # A model, or its configuration
     mode: str,  # "answer", "think", or "mixed" for the longer of both
 ) -> int:
-    "How many tokens a reply may have: what was saved with the model, else its preset's"
+    "Tokens that a reply may have: what was saved with the model for this mode, else its preset's"
     check_mode(mode, (*MODES, "mixed"))
     saved = getattr(getattr(model, "generation_config", None), "max_new_tokens", None)
-    if saved: return saved
-    preset = getattr(getattr(model, "config", model), "preset", "")
-    limits = MAX_NEW_TOKENS.get(preset, MAX_NEW_TOKENS["other"])
+    config = getattr(model, "config", model)
+    if saved and getattr(config, "reply_mode", mode) in (mode, "mixed"): return saved
+    limits = MAX_NEW_TOKENS.get(getattr(config, "preset", ""), MAX_NEW_TOKENS["other"])
     return max(limits.values()) if mode == "mixed" else limits[mode]
 
 # %% ../nbs/machinery/inference.ipynb #6cded80b
@@ -65,8 +67,8 @@ GREEDY = dict(
 
 
 def generation_config(
-    model,                              # An AffectGPT, adapted by peft or not
-    processor,                          # Its processor
+    model: torch.nn.Module,             # An AffectGPT, adapted by peft or not
+    processor: AffectGPTProcessor,      # Its processor
     mode: str = "answer",               # "answer" or "think": decides the length
     max_new_tokens: int | None = None,  # Longest reply; `max_reply_tokens` by default
     **changes,                          # Other fields, as `do_sample=True`
@@ -151,11 +153,11 @@ def _replies(model, processor, inputs, config, logits_processor=None, logps=Fals
 
 # %% ../nbs/machinery/inference.ipynb #0adb698d
 def generate_replies(
-    model,                     # An AffectGPT, adapted by peft or not
-    processor,                 # Its processor
+    model: torch.nn.Module,    # An AffectGPT, adapted by peft or not
+    processor: AffectGPTProcessor,  # Its processor
     chats: list,               # One batch of prompts, as `make_prompt` writes them
     config: GenerationConfig,  # From `generation_config`
-    logits_processor=None,     # A `LogitsProcessorList`, to draw answers in a way of your own
+    logits_processor: LogitsProcessorList | None = None,  # To draw answers in a way of your own
     logps: bool = False,       # Give the tokens' log-probabilities, too?
 ) -> list[Reply]:              # One for each chat
     "What the model answers to a batch of chats"
@@ -164,7 +166,7 @@ def generate_replies(
 
 # %% ../nbs/machinery/inference.ipynb #n501
 def label_probabilities(
-    tokenizer,     # The tokenizer of the model that wrote the reply
+    tokenizer: PreTrainedTokenizerBase,  # The tokenizer of the model that wrote the reply
     ids,           # Token ids of the reply, [length]
     logps,         # Their log-probabilities, [length]
     labels: list,  # Labels, lower-case, in the order in which they stand in the reply

@@ -7,8 +7,10 @@ __all__ = ['saved_bytes', 'n_bytes', 'weight_bytes', 'writing_bytes', 'without_m
            'plan_memory']
 
 # %% ../nbs/machinery/memory.ipynb #b665fe76
+import json
 import warnings
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -189,6 +191,13 @@ def peak_bytes(
     sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
     return int(np.cumsum(sizes).max())
 
+# %% ../nbs/machinery/memory.ipynb #b44d7d07
+@lru_cache(maxsize=64)   # plans for several GPUs ask for the same estimates
+def _estimated_sums(config_json, batch, *how):
+    "GiB of training and of writing, in all"
+    config = AffectGPTConfig.from_dict(json.loads(config_json))
+    return memory_estimate(config, batch, *how).loc["sum"]
+
 # %% ../nbs/machinery/memory.ipynb #g061
 def _largest_batch(free, answers, one, two):
     "The largest divisor of `answers` that fits; `one` and `two` are GiB of batches of 1 and 2"
@@ -209,7 +218,7 @@ def plan_memory(
     free = .9 * gib
     for checkpointing in (False, True):
         how = answers, prompt, completion, lora, checkpointing, dtype
-        one, two = (memory_estimate(config, batch, *how).loc["sum"] for batch in (1, 2))
+        one, two = [_estimated_sums(config.to_json_string(), batch, *how) for batch in (1, 2)]
         if one["writing"] > free:
             raise ValueError(f"{answers} answers take {one['writing']:.1f} GiB to be sampled, "
                              f"of {gib:g}; take fewer prompts")

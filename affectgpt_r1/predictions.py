@@ -108,12 +108,12 @@ class Draws:
 
 # %% ../nbs/machinery/predictions.ipynb #766be265
 def sampling_processors(
-    model,               # With a `generation_config`
     asked: list,         # (row, number of the sample), one for each row of the batch
     seed: int,           # Of all samples
     max_new_tokens: int, # At most so many numbers are needed
-    temperature: float,
-    top_p: float,
+    temperature: float,  # As in `generate`
+    top_p: float,        # As in `generate`
+    top_k: int | None,   # As in `generate`; all tokens if None
 ):                       # A `LogitsProcessorList`
     "What `generate` needs to sample each answer from a stream of its own"
     from transformers import (
@@ -121,6 +121,6 @@ def sampling_processors(
     streams = [[seed, int(short_hash(row["name"]), 16), i] for row, i in asked]
     numbers = [np.random.default_rng(stream).random(max_new_tokens) for stream in streams]
     warpers = [TemperatureLogitsWarper(float(temperature))]
-    if top_k := model.generation_config.top_k: warpers.append(TopKLogitsWarper(top_k))
+    if top_k: warpers.append(TopKLogitsWarper(top_k))
     warpers += [TopPLogitsWarper(float(top_p)), Draws(np.array(numbers))]
     return LogitsProcessorList(warpers)

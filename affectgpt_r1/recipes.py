@@ -6,6 +6,7 @@
 __all__ = ['TRAINING_RECIPES', 'training_settings']
 
 # %% ../nbs/machinery/recipes.ipynb #f7f36a84
+from .inference import MAX_NEW_TOKENS
 from .parts import lora_config
 
 # %% ../nbs/machinery/recipes.ipynb #g031
@@ -21,12 +22,13 @@ _PAPER = dict(   # setting -> (value, where it comes from)
     learning_rate=(1e-6, "ours; 1e-6 to 1e-5 in re-implementations"),
     steps=(250, "ours: two passes over 1,000 clips"),
     temperature=(1., "ours; 0.8 in two re-implementations"),
-    max_new_tokens=(64, "ours"),
+    max_new_tokens=(MAX_NEW_TOKENS["other"]["answer"], "ours"),
     save_steps=(25, "ours"))
 
 _PAPER_THINK = _PAPER | dict(
     mode=("think", "paper: the form with a thought first"),
-    max_new_tokens=(512, "ours; 32 to 1,024 in re-implementations"))
+    max_new_tokens=(MAX_NEW_TOKENS["other"]["think"],
+                    "ours; 32 to 1,024 in re-implementations"))
 
 # %% ../nbs/machinery/recipes.ipynb #885b0f75
 _TOY = dict(
@@ -40,7 +42,7 @@ _TOY = dict(
     learning_rate=(7e-4, "ours, tried out on toy corpora"),
     steps=(400, "ours, tried out on toy corpora"),
     temperature=(1., "ours"),
-    max_new_tokens=(24, "ours"),
+    max_new_tokens=(MAX_NEW_TOKENS["toy"]["answer"], "ours"),
     save_steps=(50, "ours"))
 
 _SMALL = _TOY | dict(

@@ -17,14 +17,12 @@ from transformers import AutoModelForCausalLM
 from .coldstart import cold_start
 from .data import load_mer2025
 from .evaluate import constant_baseline, predict_clips, score_predictions
-from .features import FeatureCache
 from .fingerprints import differences, rows_hash, weights_hash
 from .labels import parse_response
 from .metrics import ew_difference, seed_interval
 from .records import made_by
-from .stages import ANSWER_KINDS, hold_out
+from .stages import ANSWER_KINDS, hold_out, load_run_stage
 from .inference import max_reply_tokens
-from .training import load_stage
 from .wheels import load_wheels
 
 # %% ../nbs/machinery/replication.ipynb #79a30659
@@ -44,9 +42,7 @@ class TutorialRun:
     @cached_property
     def processor(self):
         "The processor, with the cached features of the run"
-        model, processor = load_stage(self.folder / "cold_start")
-        processor.features = FeatureCache(self.folder / "features", model, processor)
-        return processor
+        return load_run_stage(self.folder, "cold_start")[1]
 
     def model(self, stage: str):
         "The model that a stage has written"
@@ -127,7 +123,7 @@ def _all_replies(run):
             replies[stage, kind] = run.replies(model, run.test, kind, out)
     return replies
 
-
+# %% ../nbs/machinery/replication.ipynb #6b4ff888
 def _within(run, gold, replies):
     "Paired bootstrap over the test clips of one run"
     labels = {key: {name: parse_response(reply, mode=run.mode).labels for name, reply in r.items()}
@@ -175,7 +171,7 @@ def replicate(
 # %% ../nbs/machinery/replication.ipynb #41f1d0fd
 def print_replication(
     result: dict,   # From `replicate`
-):
+) -> None:
     "Print the scores of each seed, and the differences over the seeds"
     for r in result["runs"]:
         scores = [f"{stage} {s['greedy']['ew_f']:.3f} / {s['sampled']['ew_f']:.3f}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers.utils import is_flash_attn_2_available
 
 from .coldstart import cold_start, target_text
@@ -40,7 +41,7 @@ def run_splits(
 
 
 def hold_out(
-    rows,           # A `datasets.Dataset`
+    rows: Dataset,
     seed: int,      # Draws the clips
 ) -> tuple:         # (held-out rows, the others)
     "A fifth of the rows, to choose a checkpoint or a setting on, and the other rows"
@@ -77,7 +78,7 @@ def prepare_run(
     model: str | None = None,    # Checkpoint to start from; a new model if None
     seed: int = 0,               # Of clips, weights and training
     **settings                   # Further arguments of `train_towers`
-):
+) -> None:
     "Write clips, a model whose encoders have been taught, and the features of all clips"
     run = Path(run)
     data = data or str(make_toy_corpus(run / "corpus", preset=clips, seed=seed))

@@ -22,12 +22,15 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from tqdm.auto import tqdm
 
-from .features import read_clips
-from .modeling import frame_features, segment_features
+from .features import FeatureCache, read_clips
+from .modeling import (
+    AffectGPTForConditionalGeneration, frame_features, segment_features)
+from .processing import AffectGPTProcessor
+from .wheels import EmotionWheels
 
 # %% ../nbs/machinery/towers.ipynb #3369a082
 def wheel_sectors(
-    wheels,                  # `EmotionWheels`
+    wheels: EmotionWheels,
 ) -> list[tuple[int, str]]:  # (number of the wheel, sector)
     "All level-1 sectors of all wheels"
     return [(i, s) for i in range(1, len(wheels.names)+1) for s in wheels.sectors(i, 1)]
@@ -35,7 +38,7 @@ def wheel_sectors(
 # %% ../nbs/machinery/towers.ipynb #5e9f4c7e
 def sector_targets(
     labels: Iterable[Sequence[str]],  # The words of each clip
-    wheels,                           # `EmotionWheels`
+    wheels: EmotionWheels,
 ) -> torch.Tensor:                    # [clips, sectors of all wheels]
     "1 where a label of the clip falls into the sector, otherwise 0"
     columns, numbers = wheel_sectors(wheels), range(1, len(wheels.names) + 1)
@@ -159,10 +162,10 @@ def _teach_all(lessons, **settings):
 
 # %% ../nbs/machinery/towers.ipynb #ce110235
 def train_towers(
-    model,                       # An `AffectGPTForConditionalGeneration`; its encoders are changed
-    processor,                   # Its processor
+    model: AffectGPTForConditionalGeneration,  # Its encoders are changed
+    processor: AffectGPTProcessor,  # Its processor
     dataset: Sequence[dict],     # Rows with `video`, `audio`, `labels`: the caption split
-    wheels,                      # `EmotionWheels` that say which labels are alike
+    wheels: EmotionWheels,       # They say which labels are alike
     epochs: int = 10,            # Passes over the data
     batch_size: int = 32,        # Clips per step
     learning_rate: float = 3e-3, # Peak of the one-cycle schedule
@@ -230,7 +233,7 @@ def fit_probe(
 def best_answers(
     p: torch.Tensor,                   # [clips, sectors of all wheels]: probabilities
     answers: Iterable[Sequence[str]],  # Lists of words to choose from
-    wheels,                            # `EmotionWheels`
+    wheels: EmotionWheels,             # `EmotionWheels`
 ) -> list[list[str]]:                  # One of `answers` for each clip
     "The answers with the highest expected F"
     answers = [list(a) for a in dict.fromkeys(map(tuple, answers))]
@@ -244,7 +247,7 @@ def best_answers(
 
 # %% ../nbs/machinery/towers.ipynb #f029
 def clip_means(
-    features,                   # A `FeatureCache`
+    features: FeatureCache,     # Of the clips
     dataset: Iterable[dict],    # Rows
 ) -> dict[str, torch.Tensor]:   # "video" and "audio": [clips, width]
     "Mean features of each clip over its pictures and over its audio segments"
@@ -268,10 +271,10 @@ MODALITY_SETS = (("face",), ("voice",), ("words",), ("face", "voice"), ("face", 
 
 
 def probe_modalities(
-    features,                     # A `FeatureCache`
+    features: FeatureCache,       # Of the clips
     train: Sequence[dict],        # Rows that the encoders were not taught on
     test: Sequence[dict],         # Rows to answer
-    wheels,                       # `EmotionWheels`
+    wheels: EmotionWheels,        # `EmotionWheels`
 ) -> dict[str, list[list[str]]]:  # "nothing", "face", "face + voice", … -> an answer for each row
     "What a probe answers to `test` from each set of modalities; from nothing, always the same"
     X, X_test = (_modalities(features, rows, train["subtitle"]) for rows in (train, test))

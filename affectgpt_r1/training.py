@@ -17,10 +17,12 @@ from pathlib import Path
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
+from datasets import Dataset
 from peft import PeftModel
 from tqdm.auto import tqdm
 from tqdm.notebook import tqdm as notebook_tqdm
-from transformers import AutoModelForCausalLM, AutoProcessor, PrinterCallback, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM, AutoProcessor, PrinterCallback, Trainer, TrainerCallback)
 
 from .fingerprints import differences
 from .messages import list_some
@@ -40,7 +42,7 @@ def trainer_settings() -> dict:    # Arguments for a trl config
 def refuse_second_names(
     settings: dict,   # Further fields of a trl config, as the user gave them
     names: dict,      # trl's name -> what to give instead
-):
+) -> None:
     "Raises ValueError where `settings` has trl's name of something that the stage sets itself"
     if taken := [name for name in names if name in settings]:
         advice = "; ".join(f"give {names[name]} in place of {name}" for name in taken)
@@ -48,8 +50,8 @@ def refuse_second_names(
 
 # %% ../nbs/machinery/training.ipynb #k033
 def check_rows(
-    dataset,    # Rows to learn from, a `datasets.Dataset`
-):
+    dataset: Dataset,  # Rows to learn from
+) -> None:
     "Raises ValueError where there are no clips, or clips without gold labels"
     if not len(dataset):
         raise ValueError("there is nothing to learn from: the data set holds no clips")
@@ -189,7 +191,7 @@ def _expect_tied_weights(trainer):
 
 # %% ../nbs/machinery/training.ipynb #k025
 def run_training(
-    trainer,                       # A trl trainer
+    trainer: Trainer,              # A trl trainer
     desc: str,                     # Name of the stage, shown in the progress line
     resume: Path | None = None,    # Checkpoint to resume from
 ) -> list[dict]:                   # The trainer's log history
@@ -217,12 +219,12 @@ def hide_known_warnings():
 
 # %% ../nbs/machinery/training.ipynb #k031
 def save_stage(
-    model,                        # Model to save; adapters are merged into its weights
-    processor,                    # Its processor
+    model: AffectGPTForConditionalGeneration | PeftModel,  # Adapters are merged into it
+    processor: AffectGPTProcessor,  # Its processor
     out: str | Path,              # Folder
     log: list[dict],              # trl's log history
     state_dict: dict | None = None,   # The weights, if processes shared them; adapters stay then
-):
+) -> None:
     "Write model and processor as one Hugging Face checkpoint, and the log to `log.json`"
     if isinstance(model, PeftModel) and state_dict is None: model = model.merge_and_unload()
     model.eval().save_pretrained(out, state_dict=state_dict)
@@ -231,17 +233,19 @@ def save_stage(
 
 # %% ../nbs/machinery/training.ipynb #dd937619
 def finish_training(
-    trainer,                # A trl trainer that has trained
-    processor,              # Its processor
+    trainer: Trainer,       # A trl trainer that has trained
+    processor: AffectGPTProcessor,  # Its processor
     out: str | Path,        # Folder
     log: list[dict],        # trl's log history
     max_new_tokens: int,    # Longest answer, written into the model's `generation_config`
-):
+    mode: str,              # Of these answers, written into its `config`
+) -> None:
     "Save what all processes have trained, from one of them, and delete the checkpoints"
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     model, state_dict = trainer.accelerator.unwrap_model(trainer.model), None
     if sharded: state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     model.generation_config.max_new_tokens = max_new_tokens
+    model.config.reply_mode = mode
     if trainer.is_world_process_zero():
         save_stage(model, processor, out, log, state_dict)
         for folder in Path(out).glob("checkpoint-*"): shutil.rmtree(folder)

@@ -134,8 +134,8 @@ def gold_file(
     "`<stem>_label.npz` or `<stem>-process/label.npz` in the folder; None if there is none"
     s, labels = UNIBENCH[key], Path(labels)
     folders = s.folder, f"{s.stem}-process", f"{s.stem}-dataset-process"
-    places = [labels/f"{s.stem}_{s.label_file}", *(labels/f/s.label_file for f in folders)]
-    return next((f for f in places if f.is_file()), None)
+    candidates = [labels/f"{s.stem}_{s.label_file}", *(labels/f/s.label_file for f in folders)]
+    return next((f for f in candidates if f.is_file()), None)
 
 # %% ../nbs/machinery/unibench.ipynb #c080
 def _checkpoint_number(path, suffix):

@@ -76,14 +76,14 @@ def profile(rows, model, processor, cache):
         for row in rows:
             run("hash the files", cache.path, row)
             frames = run("decode video", read_video, row["video"])
-            pieces = run("decode sound", read_audio, row["audio"])
+            segments = run("decode sound", read_audio, row["audio"])
             pixels = run(
                 "resize and scale",
                 lambda: processor.image_processor(list(frames), return_tensors="pt")[
                     "pixel_values"
                 ],
             )
-            sound = run("scale sound", processor.sound, pieces)
+            sound = run("scale sound", processor.sound, segments)
             V = run("vision encoder", frame_features, towers.vision_tower, pixels[None])
             A = run("audio encoder", segment_features, towers.audio_tower, sound[None])
             run(

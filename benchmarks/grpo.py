@@ -225,7 +225,7 @@ class Bench:
 
 
 class Clock(TrainerCallback):
-    "Seconds of each step, and of the methods that are watched"
+    "Seconds of each step, and of the methods that are timed"
 
     def __init__(self):
         self.steps, self.parts = [], {}
@@ -382,7 +382,7 @@ def speedups(bench, rounds, steps):
         rounds,
     )
 
-    def everywhere(model, places, media, **inputs):
+    def everywhere(model, positions, media, **inputs):
         return model(**inputs | media)
 
     with mock.patch.object(grpo, "answer_logits", everywhere):

@@ -193,9 +193,9 @@ def test_seeds_and_settings(model, tmp_path):
 def test_with_our_model(tmp_path):
     "The real model and processor: the default prompt, features per clip, and media that matter"
     torch = pytest.importorskip("torch")
-    ours = pytest.importorskip("affectgpt_r1.parts")
+    from affectgpt_r1.parts import make_toy_model
     text = "<answer>happy, sad</answer> Watch the face, listen to the voice"
-    model, processor = ours.make_toy_model([text], seed=0)
+    model, processor = make_toy_model([text], seed=0)
     widths = dict(video=model.config.vision_config.projection_dim,
                   audio=model.config.audio_config.hidden_size)
     def features(clip):

@@ -117,6 +117,10 @@ def test_the_limit_is_the_checkpoints_own_or_its_presets(toy, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert max_reply_tokens(loaded, "answer") == 33
+    loaded.config.reply_mode = "answer"
+    loaded.save_pretrained(tmp_path / "answer")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "answer")
+    assert [max_reply_tokens(loaded, mode) for mode in ("answer", "think", "mixed")] == [33, 96, 96]
     assert max_reply_tokens(get_peft_model(loaded, lora_config()), "answer") == 33
     assert generation_config(loaded, processor).max_new_tokens == 33
     assert generation_config(loaded, processor, max_new_tokens=5).max_new_tokens == 5

@@ -38,12 +38,9 @@ def page_name(
     notebook,  # Path of a notebook, or a link to one
 ):
     "Where nbdev and Quarto put its page: `04_media.ipynb` becomes `media.html`"
-    folder, _, name = notebook.rpartition("/")
-    return (
-        f"{folder}/" * bool(folder)
-        + re.sub(r"^\d+[a-z]?_", "", name).removesuffix(".ipynb")
-        + ".html"
-    )
+    folder, slash, name = notebook.rpartition("/")
+    page = re.sub(r"^\d+[a-z]?_", "", name).removesuffix(".ipynb")
+    return f"{folder}{slash}{page}.html"
 
 
 def front_matter(nb):
