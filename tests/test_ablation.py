@@ -5,12 +5,7 @@ import pandas as pd
 import pytest
 
 from affectgpt_r1.ablation import read_ablation, run_ablation
-from affectgpt_r1.coldstart import cold_start, target_text
-from affectgpt_r1.data import load_mer2025
-from affectgpt_r1.features import FeatureCache
-from affectgpt_r1.labels import QUESTIONS
-from affectgpt_r1.parts import make_toy_model
-from affectgpt_r1.toy import make_toy_corpus
+from affectgpt_r1.demo import cold_started_toy
 
 ABLATION = """
 seeds = [3]
@@ -34,12 +29,7 @@ trl = {}
 def base(tmp_path_factory):
     "What a tutorial run leaves: corpus, features, cold start"
     folder = tmp_path_factory.mktemp("base")/"answer3"
-    corpus = make_toy_corpus(folder/"corpus", preset="smoke", seed=3)
-    captions = load_mer2025(corpus, "caption").select(range(16))
-    texts = [target_text(r, "answer") + r["subtitle"] for r in captions] + list(QUESTIONS.values())
-    model, processor = make_toy_model(texts, seed=3)
-    processor.features = FeatureCache(folder/"features", model, processor)
-    cold_start(model, processor, captions, folder/"cold_start", epochs=1)
+    folder.symlink_to(cold_started_toy().folder)
     return folder.parent
 
 
