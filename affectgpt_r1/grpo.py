@@ -114,7 +114,7 @@ def _chats_about_clips(rows):
 # %% ../nbs/11_grpo.ipynb #g020
 @torch.no_grad()
 def check_clips_reach_policy(
-    trainer: "AffectGRPOTrainer",  # With its model and its rows
+    trainer: GRPOTrainer,    # An `AffectGRPOTrainer`
     least: float = 1e-5,     # Smallest difference that is not rounding
 ) -> float:                  # The largest change of a token's log-probability
     "How much another clip changes the policy; raises ValueError where it changes nothing"

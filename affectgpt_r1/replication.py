@@ -22,7 +22,6 @@ from .labels import parse_response
 from .metrics import ew_difference, seed_interval
 from .records import made_by
 from .stages import ANSWER_KINDS, hold_out, load_run_stage
-from .inference import max_reply_tokens
 from .wheels import load_wheels
 
 # %% ../nbs/machinery/replication.ipynb #79a30659
@@ -56,9 +55,8 @@ class TutorialRun:
         out: Path | None = None,    # JSONL file to stream to
     ) -> dict:                      # Reply by clip
         "What a model answers"
-        length = max_reply_tokens(model, self.mode)
         table = predict_clips(model.eval(), self.processor, rows, mode=self.mode, out=out,
-                              max_new_tokens=length, seed=self.seed, **ANSWER_KINDS[kind])
+                              seed=self.seed, **ANSWER_KINDS[kind])
         return dict(zip(table["name"], table["reply"]))
 
 # %% ../nbs/machinery/replication.ipynb #83f17307

@@ -160,11 +160,10 @@ def run_evaluation(
     for name in ("cold_start", "grpo"):
         model, processor = load_run_stage(run, name)
         model = model.to(device).eval()
-        asked = dict(max_new_tokens=max_reply_tokens(model, mode)) | settings
         for kind, how in ANSWER_KINDS.items():
             out = run / f"predictions/{name}-{kind}.jsonl"
             table = predict_clips(model, processor, test, mode=mode, out=out, seed=seed,
-                                  **asked | how)
+                                  **settings | how)
             replies = dict(zip(table["name"], table["reply"]))
             scores[f"{name}, {kind}"] = score_predictions(gold, replies, load_wheels(), mode)
     (run / "scores.json").write_text(json.dumps(scores, indent=1))

@@ -37,7 +37,6 @@ GIVES = {
 def samples(run):
     "F of the best of k sampled answers of each stage"
     from affectgpt_r1.evaluate import best_of, predict_clips
-    from affectgpt_r1.inference import max_reply_tokens
 
     gold, rows = dict(zip(run.test["name"], run.test["labels"])), []
     for stage in STAGES:
@@ -50,7 +49,6 @@ def samples(run):
             run.folder / f"claims/{stage}.jsonl",
             sample=True,
             answers=ANSWERS,
-            max_new_tokens=max_reply_tokens(model, run.mode),
             seed=run.seed,
         )
         rows += [
@@ -63,7 +61,6 @@ def samples(run):
 def sets(run):
     "Scores of each stage on the nine sets"
     from affectgpt_r1.benchmark import predict_unibench, unibench_scores
-    from affectgpt_r1.inference import max_reply_tokens
 
     corpus, tables = run.folder / "corpus/unibench", []
     for stage in STAGES:
@@ -74,7 +71,6 @@ def sets(run):
             corpus,
             run.folder / "claims" / stage,
             wheels=run.wheels,
-            max_new_tokens=max_reply_tokens(model, run.mode),
         )
         tables.append(unibench_scores(answers, corpus, wheels=run.wheels).assign(stage=stage))
     return pd.concat(tables)[["stage", "dataset", "measure", "score", "mean_labels"]]
@@ -88,7 +84,6 @@ def channels(run):
     from affectgpt_r1.labels import QUESTIONS
     from affectgpt_r1.parts import make_toy_model
     from affectgpt_r1.oracle import oracle_scores
-    from affectgpt_r1.inference import max_reply_tokens
 
     captions, oracle, rows = (
         load_mer2025(run.folder / "corpus", "caption"),
@@ -116,7 +111,6 @@ def channels(run):
             only(run.test),
             run.mode,
             out / "answers.jsonl",
-            max_new_tokens=max_reply_tokens(model, run.mode),
         )
         f = score_predictions(gold, dict(zip(table["name"], table["reply"])), run.wheels, run.mode)[
             "ew_f"
