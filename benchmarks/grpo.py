@@ -115,22 +115,16 @@ class Bench:
         clock.watch(trainer.accelerator, "backward", "backward")
         return trainer, clock
 
-    def ours(self, prompts, group, tokens, steps, hidden=96, layers=2, micro=None, free=False):
-        "Seconds of the fastest step, and of its parts"
-        trainer, clock = self.trainer(
-            AffectGRPOTrainer,
-            self.model(hidden, layers),
-            self.rows,
-            self.processor,
-            prompts,
-            group,
-            tokens,
-            steps,
-            micro,
-            free,
-        )
+    def timed(self, *args):
+        "Seconds of the fastest step of a trainer, and of its parts"
+        trainer, clock = self.trainer(*args)
         trainer.train()
         return clock.result()
+
+    def ours(self, prompts, group, tokens, steps, hidden=96, layers=2, micro=None, free=False):
+        "Seconds of the fastest step, and of its parts"
+        parts = AffectGRPOTrainer, self.model(hidden, layers), self.rows, self.processor
+        return self.timed(*parts, prompts, group, tokens, steps, micro, free)
 
     def plain_trl(self, prompts, group, tokens, steps, hidden=96, layers=2):
         """The same for trl's own trainer and a text-only decoder; the prompt is the same, three
@@ -145,18 +139,8 @@ class Bench:
             )
 
         rows = self.rows.map(words)
-        trainer, clock = self.trainer(
-            GRPOTrainer,
-            Qwen2ForCausalLM(text),
-            rows,
-            self.processor.tokenizer,
-            prompts,
-            group,
-            tokens,
-            steps,
-        )
-        trainer.train()
-        return clock.result()
+        parts = GRPOTrainer, Qwen2ForCausalLM(text), rows, self.processor.tokenizer
+        return self.timed(*parts, prompts, group, tokens, steps)
 
     def bare(self, prompts, group, tokens, steps, hidden=96, layers=2):
         """The same for a loop by hand: no accumulation, no logs, no checkpoints, no clipping of
