@@ -768,8 +768,8 @@ def test_settings_that_cannot_work(lab, settings, error):
 def test_a_setting_is_given_under_one_name(lab, name, ours):
     rewards = make_rewards("acc+format", wheels=load_wheels())
     with pytest.raises(ValueError, match=f"give {ours} in place of {name}"):
-        train_grpo(*lab["fresh"](), lab["human"], rewards, lab["root"] / "twice", **{name: 2})
-    assert not (lab["root"] / "twice").exists()
+        train_grpo(*lab["fresh"](), lab["human"], rewards, lab["root"] / "named-twice", **{name: 2})
+    assert not (lab["root"] / "named-twice").exists()
 
 
 def test_a_setting_of_the_cold_start_is_given_under_one_name(lab):
