@@ -7,6 +7,7 @@ __all__ = ['CURVES', 'STEPS_PER_LINE', 'WORKER_ENVIRONMENT', 'read_ablation', 'f
            'log_curves', 'run_setting', 'run_ablation']
 
 # %% ../nbs/machinery/ablation.ipynb #d78e1013
+import io
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
@@ -213,9 +215,9 @@ WORKER_ENVIRONMENT = {   # of processes that train while nobody watches
 
 # %% ../nbs/machinery/ablation.ipynb #06115373
 def _work(*job):
-    "`run_setting` on one thread"
+    "`run_setting` on one thread; the bar over all runs is enough to look at"
     torch.set_num_threads(1)
-    run_setting(*job)
+    with redirect_stdout(io.StringIO()): run_setting(*job)
 
 
 def _run_all(jobs, total, desc, workers):
