@@ -377,14 +377,7 @@ def speedups(bench, rounds, steps):
     for m in ("8", "16", "32"):
         result[f"micro-batches of {m}, not 96 at once"] = r["whole"]["step"] / r[m]["step"]
     model = bench.model().eval()
-    inputs = bench.processor.apply_chat_template(
-        chats,
-        tokenize=True,
-        return_dict=True,
-        add_generation_prompt=True,
-        padding=True,
-        return_tensors="pt",
-    )
+    inputs = prompt_tensors(bench.processor, chats)
 
     def write(**kw):
         with torch.no_grad():
@@ -404,12 +397,9 @@ def speedups(bench, rounds, steps):
     return result
 
 
-def sorted_batches(bench):
-    """Seconds of the loss and its gradient on micro-batches in any order over those on sorted
-    ones, each cut to its longest answer"""
-    model, inputs = bench.model().train(), None
-    chats = [make_prompt(r) for r in bench.human.select(range(12)) for _ in range(8)]
-    inputs = bench.processor.apply_chat_template(
+def prompt_tensors(processor, chats):
+    "Prompts as tensors, padded on the left"
+    return processor.apply_chat_template(
         chats,
         tokenize=True,
         return_dict=True,
@@ -417,6 +407,14 @@ def sorted_batches(bench):
         padding=True,
         return_tensors="pt",
     )
+
+
+def sorted_batches(bench):
+    """Seconds of the loss and its gradient on micro-batches in any order over those on sorted
+    ones, each cut to its longest answer"""
+    model, inputs = bench.model().train(), None
+    chats = [make_prompt(r) for r in bench.human.select(range(12)) for _ in range(8)]
+    inputs = prompt_tensors(bench.processor, chats)
     lengths = torch.randint(6, 25, (96,), generator=torch.Generator().manual_seed(0))
     media = {k: inputs[k] for k in MEDIA_KEYS if k in inputs}
 

@@ -70,6 +70,7 @@ def sets(run):
             run.processor,
             corpus,
             run.folder / "claims" / stage,
+            mode=run.mode,
             wheels=run.wheels,
         )
         tables.append(unibench_scores(answers, corpus, wheels=run.wheels).assign(stage=stage))
