@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import Trainer, TrainerCallback, set_seed
+from transformers.utils import ModelOutput
 from trl import GRPOConfig, GRPOTrainer
 
 from .fingerprints import rows_hash, weights_hash
@@ -27,6 +28,7 @@ from .labels import completion_text, parse_response
 from .metrics import ew_score
 from .modeling import MEDIA_KEYS, AffectGPTForConditionalGeneration
 from .processing import AffectGPTProcessor, make_prompt
+from .shared_prompts import packing_saves, takes_packed_rows
 from .training import (
     check_rows, finish_training, hide_known_warnings, refuse_second_names,
     run_training, start_or_resume, trainer_settings)
@@ -146,10 +148,10 @@ class ClipCheck(TrainerCallback):
 def answer_logits(
     model: AffectGPTForConditionalGeneration,  # The policy
     positions: int,    # Length of the longest answer, and one position before it
-    media: dict,       # Tensors of the clips, one row per sequence
+    media: dict,       # Tensors of the clips, one row per sequence, and perhaps `prompt_of`
     labels: torch.Tensor | None = None,   # [batch, length] trl's targets, for a fused loss
     **inputs           # Everything else that trl gives to the model
-):                     # What the model returns, for the last `positions` only
+) -> ModelOutput:      # What the model returns, for the last `positions` only
     "The forward pass of trl's loss: with the clips, and without logits for the prompt"
     if labels is not None: inputs["labels"] = labels[:, -positions:]
     return model(**inputs | media | dict(logits_to_keep=positions))
@@ -160,11 +162,61 @@ def _join_parts(parts):
     if parts[0] is None: return None
     return torch.cat(parts) if parts[0].dim() else torch.stack(parts).mean()
 
-# %% ../nbs/11_grpo.ipynb #c020
-class AffectGRPOTrainer(GRPOTrainer):
-    "trl's `GRPOTrainer` with the clip's tensors kept next to each answer, from sampling to loss"
+
+def _distinct_prompts(prompts):
+    "The prompts without repetitions, and for each prompt which of them it is"
+    numbers = {}
+    prompt_of = [numbers.setdefault(repr(prompt), len(numbers)) for prompt in prompts]
+    return [prompts[prompt_of.index(i)] for i in range(len(numbers))], prompt_of
+
+# %% ../nbs/11_grpo.ipynb #3706e455
+class _SamplesFromClips(GRPOTrainer):
     media = None   # the tensors of the clips, while trl is at work on their prompts
 
+    def _tokenize_prompts(self, prompts):
+        distinct, prompt_of = _distinct_prompts(prompts)
+        ids, images, fields = super()._tokenize_prompts(distinct)
+        rows = torch.tensor(prompt_of)
+        fields = {name: tensor[rows] for name, tensor in fields.items()}
+        if not fields.keys() & set(MEDIA_KEYS):
+            raise ValueError("no media came with the prompts: does each hold a clip, "
+                             "as `make_prompt` writes it?")
+        carried = {name: fields[name] for name in MEDIA_KEYS if name in fields}
+        carried["prompt_of"] = rows
+        self.media = {name: x.to(self.accelerator.device) for name, x in carried.items()}
+        return [ids[i] for i in prompt_of], images, fields
+
+    def _generate_and_score_completions(self, inputs):
+        try: return {**super()._generate_and_score_completions(inputs), **self.media}
+        finally: self.media = None
+
+# %% ../nbs/11_grpo.ipynb #683534b8
+class _LearnsFromClips(_SamplesFromClips):
+    def _compute_loss(self, model, inputs):
+        with self.clips_of(inputs): return super()._compute_loss(model, inputs)
+
+    def _media_of(self, rows, length, n):
+        "The clips of a micro-batch, and the numbers of their prompts if sharing them pays"
+        media = {name: x[rows] for name, x in self.media.items()}
+        prompt_of = media.pop("prompt_of", None)
+        shared = prompt_of is not None and takes_packed_rows(self.model.config)
+        if shared and packing_saves(prompt_of, length, n): media["prompt_of"] = prompt_of
+        return media
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask,
+                                           logits_to_keep, batch_size=None, **kwargs):
+        size, parts = batch_size or len(input_ids), []
+        for start in range(0, len(input_ids), size):
+            ids, mask = input_ids[start:start + size], attention_mask[start:start + size]
+            media = self._media_of(slice(start, start + size), ids.shape[1], logits_to_keep)
+            forward = partial(answer_logits, model, logits_to_keep + 1, media)
+            parts.append(super()._get_per_token_logps_and_entropies(
+                forward, ids, mask, logits_to_keep, **kwargs))
+        return tuple(_join_parts(x) for x in zip(*parts))
+
+# %% ../nbs/11_grpo.ipynb #c020
+class AffectGRPOTrainer(_LearnsFromClips):
+    "trl's `GRPOTrainer` with the clip's tensors kept next to each answer, from sampling to loss"
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         for callback in (ClipCheck(self), EpochOrder()): self.add_callback(callback)
@@ -172,39 +224,13 @@ class AffectGRPOTrainer(GRPOTrainer):
     @contextmanager
     def clips_of(self, batch):
         "Inside this block, forward passes see the clips whose tensors are in `batch`"
-        self.media = {k: batch[k] for k in MEDIA_KEYS if k in batch}
+        self.media = {k: batch[k] for k in (*MEDIA_KEYS, "prompt_of") if k in batch}
         try: yield
         finally: self.media = None
 
     def logps(self, ids, mask, n):
         "Log-probabilities of the last `n` tokens, as trl's loss computes them"
         return self._get_per_token_logps_and_entropies(self.model, ids, mask, n)[0]
-
-    def _tokenize_prompts(self, prompts):
-        ids, images, fields = super()._tokenize_prompts(prompts)
-        self.media = {k: fields[k].to(self.accelerator.device) for k in MEDIA_KEYS if k in fields}
-        if not self.media:
-            raise ValueError("no media came with the prompts: does each hold a clip, "
-                             "as `make_prompt` writes it?")
-        return ids, images, fields
-
-    def _generate_and_score_completions(self, inputs):
-        try: return {**super()._generate_and_score_completions(inputs), **self.media}
-        finally: self.media = None
-
-    def _compute_loss(self, model, inputs):
-        with self.clips_of(inputs): return super()._compute_loss(model, inputs)
-
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask,
-                                           logits_to_keep, batch_size=None, **kwargs):
-        size, parts = batch_size or len(input_ids), []
-        for start in range(0, len(input_ids), size):
-            rows = slice(start, start + size)
-            media = {k: v[rows] for k, v in self.media.items()}
-            forward = partial(answer_logits, model, logits_to_keep + 1, media)
-            parts.append(super()._get_per_token_logps_and_entropies(
-                forward, input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs))
-        return tuple(_join_parts(x) for x in zip(*parts))
 
 # %% ../nbs/11_grpo.ipynb #c021
 def grpo_rows(

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, Blip2QFormerConfig,
-    Blip2QFormerModel, CLIPVisionModelWithProjection, GenerationMixin, HubertModel, PreTrainedModel,
+    Blip2QFormerModel, Cache, CLIPVisionModelWithProjection, GenerationMixin, HubertModel,
+    PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .configuration import FUSIONS, AffectGPTConfig
+from .shared_prompts import PackedRows, packed_mask, packed_positions, unpack_hidden
 
 # %% ../nbs/07_modeling.ipynb #c013
 def frame_features(
@@ -235,15 +237,16 @@ class _MediaInPrompt(_MediaEncoder):
         tokens = self.fusion(V.to(dtype), A.to(dtype), media_mask)
         return insert_media_tokens(embeds, input_ids, tokens, self.config.placeholder_ids)
 
-# %% ../nbs/07_modeling.ipynb #f9d51828
-class AffectGPTModel(_MediaInPrompt):
-    "The backbone: towers, fusion and decoder, without the language-model head"
+# %% ../nbs/07_modeling.ipynb #ffb5e523
+class _Backbone(_MediaInPrompt):
     def forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None,
-        inputs_embeds=None, pixel_values_videos=None, input_values=None, video_features=None,
-        audio_features=None, media_mask=None, use_cache=None, logits_to_keep=0, **kwargs,
-    ):
-        "Hidden states of the last `logits_to_keep` positions, of all where it is 0"
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None, past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None, pixel_values_videos: Tensor | None = None,
+        input_values: Tensor | None = None, video_features: Tensor | None = None,
+        audio_features: Tensor | None = None, media_mask: Tensor | None = None,
+        use_cache: bool | None = None, logits_to_keep: int = 0, **kwargs,
+    ) -> BaseModelOutputWithPast:
         if inputs_embeds is None: inputs_embeds = self.get_input_embeddings()(input_ids)
         raw, cached = (pixel_values_videos, input_values), (video_features, audio_features)
         is_prompt = input_ids is not None and (past_key_values is None or input_ids.shape[1] > 1)
@@ -254,6 +257,28 @@ class AffectGPTModel(_MediaInPrompt):
             past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs)
         last = out.last_hidden_state[:, -logits_to_keep:]
         return BaseModelOutputWithPast(last, out.past_key_values, out.hidden_states, out.attentions)
+
+# %% ../nbs/07_modeling.ipynb #f9d51828
+MEDIA_KEYS = (
+    "pixel_values_videos", "input_values", "video_features", "audio_features", "media_mask")
+
+
+class AffectGPTModel(_Backbone):
+    "The backbone: towers, fusion and decoder, without the language-model head"
+    def forward(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0, prompt_of: Tensor | None = None, **kwargs,
+    ) -> BaseModelOutputWithPast:
+        "Hidden states of the last `logits_to_keep` positions, of all where it is 0"
+        how, packed = dict(logits_to_keep=logits_to_keep), None
+        if prompt_of is not None:
+            packed = PackedRows(prompt_of, attention_mask, logits_to_keep - 1)
+            kwargs |= {k: kwargs[k][packed.first] for k in MEDIA_KEYS if kwargs.get(k) is not None}
+            input_ids, attention_mask = packed.pack(input_ids), packed_mask(packed)
+            how = dict(logits_to_keep=packed.keep, position_ids=packed_positions(packed))
+        out = super().forward(input_ids, attention_mask, **kwargs | how)
+        if packed: out.last_hidden_state = unpack_hidden(packed, out.last_hidden_state)
+        return out
 
 # %% ../nbs/07_modeling.ipynb #aef4f133
 class _WithHead(AffectGPTPreTrainedModel):
@@ -270,11 +295,16 @@ class _WithHead(AffectGPTPreTrainedModel):
     def get_output_embeddings(self): return self.lm_head
     def set_output_embeddings(self, value): self.lm_head = value
 
+    def _with_head(self, out, labels, kwargs):
+        "Logits of the last hidden states, and their loss"
+        logits, loss = self.lm_head(out.last_hidden_state), None
+        if labels is not None:
+            size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss, logits, out.past_key_values, out.hidden_states, out.attentions)
+
 # %% ../nbs/07_modeling.ipynb #90d3e552
-MEDIA_KEYS = (
-    "pixel_values_videos", "input_values", "video_features", "audio_features", "media_mask")
-
-
 class _MediaGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
         inputs = super().prepare_inputs_for_generation(
@@ -287,22 +317,21 @@ class _MediaGenerationMixin(GenerationMixin):
 class AffectGPTForConditionalGeneration(_WithHead, _MediaGenerationMixin):
     "AffectGPT: a clip and a question in, an answer in free words out"
     def forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None,
-        inputs_embeds=None, pixel_values_videos=None, input_values=None, video_features=None,
-        audio_features=None, media_mask=None, labels=None, logits_to_keep=0, use_cache=None,
-        **kwargs,
-    ):
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None, past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None, pixel_values_videos: Tensor | None = None,
+        input_values: Tensor | None = None, video_features: Tensor | None = None,
+        audio_features: Tensor | None = None, media_mask: Tensor | None = None,
+        labels: Tensor | None = None, logits_to_keep: int = 0, **kwargs,
+    ) -> CausalLMOutputWithPast:
         "Logits [batch, length, vocabulary], and the mean token loss where `labels` are given"
+        media = dict(pixel_values_videos=pixel_values_videos, input_values=input_values,
+                     video_features=video_features, audio_features=audio_features,
+                     media_mask=media_mask)
         out = self.model(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds,
-            pixel_values_videos, input_values, video_features, audio_features, media_mask,
-            use_cache, logits_to_keep, **kwargs)
-        logits, loss = self.lm_head(out.last_hidden_state), None
-        if labels is not None:
-            size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss, logits, out.past_key_values, out.hidden_states, out.attentions)
+            input_ids, attention_mask, logits_to_keep, position_ids=position_ids,
+            past_key_values=past_key_values, inputs_embeds=inputs_embeds, **media, **kwargs)
+        return self._with_head(out, labels, kwargs)
 
 # %% ../nbs/07_modeling.ipynb #18bed5c4
 AutoModel.register(AffectGPTConfig, AffectGPTModel, exist_ok=True)
