@@ -8,21 +8,24 @@ __all__ = ['target_text', 'row_mode', 'reorder_labels', 'Collator', 'cold_start'
 # %% ../nbs/09_coldstart.ipynb #c003
 import hashlib
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
-from peft import LoraConfig
+from peft import PeftModel
 from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
+from .checkpoints import adapters_for, find_base
 from .fingerprints import rows_hash, weights_hash
-from .labels import MODES, make_target
+from .labels import MODES, check_mode, make_target
 from .modeling import AffectGPTForConditionalGeneration
 from .processing import AffectGPTProcessor, make_prompt
-from .inference import max_reply_tokens
+from .recipes import stage_settings
 from .training import (
-    check_rows, finish_training, hide_known_warnings, refuse_second_names, run_training,
-    start_or_resume, trainer_settings)
+    check_rows, finish_training, finished_log, hide_known_warnings, refuse_second_names,
+    run_training, start_or_resume, trainer_settings)
 
 # %% ../nbs/09_coldstart.ipynb #c007
 def target_text(
@@ -53,6 +56,11 @@ def reorder_labels(
     "The words in an order that `seed` decides"
     return random.Random(repr(seed)).sample(labels, len(labels))
 
+# %% ../nbs/09_coldstart.ipynb #0b79b4a7
+def _reordered(row, seed, epoch):
+    "The row with its labels in the order of this epoch"
+    return row | dict(labels=reorder_labels(row["labels"], seed, epoch, row["name"]))
+
 # %% ../nbs/09_coldstart.ipynb #c011
 class Collator(TrainerCallback):
     "Turns rows into a training batch: prompt and target of each, with the clip's tensors"
@@ -67,66 +75,77 @@ class Collator(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs): self.epoch = int(state.epoch + 1e-6)
 
     def __call__(self, rows: list) -> dict:
-        rows = [self._reordered(row) for row in rows]
+        if self.seed is not None: rows = [_reordered(row, self.seed, self.epoch) for row in rows]
         modes = [row_mode(row, self.mode, self.epoch) for row in rows]
         chats = [make_prompt(row, mode) for row, mode in zip(rows, modes)]
         targets = [target_text(row, mode) for row, mode in zip(rows, modes)]
         return dict(self.processor.training_batch(chats, targets))
 
-    def _reordered(self, row):
-        "The row with its labels in the order of this epoch"
-        if self.seed is None: return row
-        return {**row, "labels": reorder_labels(row["labels"], self.seed, self.epoch, row["name"])}
-
 # %% ../nbs/09_coldstart.ipynb #24f8ff9a
 _SECOND_NAMES = dict(   # trl's name -> ours
-    output_dir="out", num_train_epochs="epochs", per_device_train_batch_size="batch_size")
+    output_dir="out", num_train_epochs="epochs", per_device_train_batch_size="batch_size",
+    eval_steps="save_steps")
 
 
-def _sft_config(out, epochs, batch_size, learning_rate, seed, save_steps, settings):
+def _sft_config(out, settings, validation):
     "trl's configuration of a cold start"
-    refuse_second_names(settings, _SECOND_NAMES)
     ours = dict(
-        num_train_epochs=epochs, per_device_train_batch_size=batch_size,
-        learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=20,
-        weight_decay=0.01, seed=seed, logging_steps=5, save_strategy="steps",
-        save_steps=save_steps, save_total_limit=1, max_length=None,
+        num_train_epochs=settings.pop("epochs"),
+        per_device_train_batch_size=settings.pop("batch_size"), logging_steps=5,
+        save_strategy="steps", save_total_limit=1, max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True})
+    if validation: ours |= dict(
+        eval_strategy="steps", eval_steps=settings["save_steps"], load_best_model_at_end=True,
+        per_device_eval_batch_size=ours["per_device_train_batch_size"])
     return SFTConfig(str(out), **trainer_settings() | ours | settings)
+
+# %% ../nbs/09_coldstart.ipynb #86ef6288
+def _settings(model, recipe, changes):
+    "All settings of a cold start; raises ValueError for trl's name of one, or an unknown mode"
+    refuse_second_names(changes, _SECOND_NAMES)
+    settings = stage_settings(model, "sft", recipe, changes)
+    check_mode(settings["mode"], (*MODES, "mixed"))
+    return settings | dict(lora=adapters_for(model, settings["lora"], "lora" in changes))
+
+
+def _open_run(model, dataset, out, settings, validation):
+    "The checkpoint to resume from; `run.json` gets everything that decides the numbers of the run"
+    return start_or_resume(
+        out, stage="cold start", start=weights_hash(model), **settings,
+        validation=validation and list(validation["name"]),
+        clips=rows_hash(dataset, ["name", "labels"]))
 
 # %% ../nbs/09_coldstart.ipynb #k033
 @hide_known_warnings()
 def cold_start(
-    model: AffectGPTForConditionalGeneration,  # Trained in place
+    model: AffectGPTForConditionalGeneration | PeftModel,  # Trained in place
     processor: AffectGPTProcessor,   # With a `FeatureCache` the encoders do not run
     dataset: Dataset,                # Rows of the caption split, or of the human split for SFT
-    out: str | Path,                 # Folder for the trained model and its processor
-    mode: str = "answer",            # "answer", "think" or "mixed"
-    epochs: float = 8,               # Passes over the data
-    batch_size: int = 32,            # Clips per step
-    learning_rate: float = 2e-3,     # At its peak; for a toy decoder with random weights
-    seed: int = 0,                   # Of the order of the clips
-    shuffle_labels: bool = False,    # Draw a new order of a clip's labels in each epoch?
-    lora: LoraConfig | None = None,  # Train adapters in place of all weights
-    save_steps: int = 200,           # Steps between two checkpoints
-    max_new_tokens: int | None = None,   # Longest answer, saved with the model; by mode if None
-    **settings                       # Further fields of trl's `SFTConfig`
+    out: str | Path,                 # Folder for what is trained, and the processor
+    recipe: str | None = None,       # A recipe by name; that of the model's preset if None
+    validation: Dataset | None = None,   # Held-out rows: the checkpoint of the lowest loss is kept
+    callbacks: Sequence[TrainerCallback] = (),   # Called while training
+    **changes: Any                   # What differs from the recipe, as `seed` or `learning_rate`
 ) -> list[dict]:                     # trl's log history
-    "Supervised fine-tuning; saves model and processor to `out`"
+    "Supervised fine-tuning; saves all weights or adapters to `out`"
     check_rows(dataset)
-    if mode not in (*MODES, "mixed"):
-        raise ValueError(f"no mode {mode!r}; there are {', '.join(MODES)}, mixed")
-    max_new_tokens = max_new_tokens or max_reply_tokens(model, mode)
-    args = _sft_config(out, epochs, batch_size, learning_rate, seed, save_steps, settings)
-    resume = start_or_resume(
-        out, stage="cold start", mode=mode, epochs=epochs, batch_size=batch_size,
-        learning_rate=learning_rate, seed=seed, shuffle_labels=shuffle_labels,
-        lora=lora and lora.to_dict(), max_new_tokens=max_new_tokens, start=weights_hash(model),
-        clips=rows_hash(dataset, ["name", "labels"]), **settings)
-    collator = Collator(processor, mode, seed if shuffle_labels else None)
+    settings = _settings(model, recipe, dict(seed=0) | changes)
+    resume = _open_run(model, dataset, out, settings, validation)
+    if (log := finished_log(model, out)) is not None: return log
+    if settings["lora"]: find_base(model, out)
+    return _train(model, processor, dataset, out, settings, validation, callbacks, resume)
+
+# %% ../nbs/09_coldstart.ipynb #1dac59ff
+def _train(model, processor, dataset, out, settings, validation, callbacks, resume):
+    "Train with trl's `SFTTrainer`, and save"
+    mode, max_new_tokens = settings.pop("mode"), settings.pop("max_new_tokens")
+    lora, shuffle, seed = settings.pop("lora"), settings.pop("shuffle_labels"), settings["seed"]
+    collator = Collator(processor, mode, seed if shuffle else None)
     set_seed(seed)   # the first weights of the adapters depend on it
-    trainer = SFTTrainer(model, args, collator, train_dataset=dataset, processing_class=processor,
-                         peft_config=lora, callbacks=[collator])
+    trainer = SFTTrainer(
+        model, _sft_config(out, settings, validation), collator, train_dataset=dataset,
+        eval_dataset=validation, processing_class=processor, peft_config=lora,
+        callbacks=[collator, *callbacks])
     log = run_training(trainer, "cold start", resume)
     finish_training(trainer, processor, out, log, max_new_tokens, mode)
     return log

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOGGING_SETTINGS', 'trainer_settings', 'refuse_second_names', 'check_rows', 'Progress', 'last_checkpoint',
            'start_or_resume', 'TrainingStopped', 'training_stopped', 'GradientCheck', 'run_training',
-           'hide_known_warnings', 'save_stage', 'finish_training', 'load_stage']
+           'hide_known_warnings', 'finish_training', 'finished_log']
 
 # %% ../nbs/machinery/training.ipynb #c003
 import json
@@ -19,11 +19,12 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset
 from peft import PeftModel
+from peft.utils import load_peft_weights, set_peft_model_state_dict
 from tqdm.auto import tqdm
 from tqdm.notebook import tqdm as notebook_tqdm
-from transformers import (
-    AutoModelForCausalLM, AutoProcessor, PrinterCallback, Trainer, TrainerCallback)
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from .checkpoints import load_stage, save_stage
 from .fingerprints import differences
 from .messages import list_some
 from .modeling import AffectGPTForConditionalGeneration
@@ -31,11 +32,14 @@ from .processing import AffectGPTProcessor
 
 # %% ../nbs/machinery/training.ipynb #c015
 def trainer_settings() -> dict:    # Arguments for a trl config
-    "Precision and device for this machine: bf16 on a GPU, fp32 on a CPU"
-    gpu = torch.cuda.is_available()
+    "Precision and device for this machine: bf16 on a GPU that has it, else fp16; fp32 elsewhere"
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind = found.type if found else "cpu"
+    has_bf16 = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return dict(
-        bf16=gpu, use_cpu=not gpu, gradient_checkpointing=False, report_to="none",
-        disable_tqdm=True, dataloader_pin_memory=gpu, remove_unused_columns=False,
+        bf16=has_bf16, fp16=kind == "cuda" and not has_bf16, use_cpu=kind == "cpu",
+        gradient_checkpointing=False, report_to="none", disable_tqdm=True,
+        dataloader_pin_memory=kind == "cuda", remove_unused_columns=False,
         ddp_find_unused_parameters=False)   # every row has its clip, so every weight is used
 
 # %% ../nbs/machinery/training.ipynb #a309b739
@@ -64,50 +68,50 @@ def check_rows(
                          f"{list_some(empty, 5)}; leave them out of training")
 
 # %% ../nbs/machinery/training.ipynb #k012
-class Progress(TrainerCallback):
-    "A bar in a notebook, plain lines elsewhere, with the most important numbers of trl's log"
-    reported = {"loss": "loss", "reward": "reward", "rewards/accuracy/mean": "accuracy",
-                "words": "words", "eval_ew_f": "held-out F", "mean_token_accuracy": "tokens right"}
+_REPORTED = {   # a number in trl's log, and what it is called in a line
+    "loss": "loss", "reward": "reward", "rewards/accuracy/mean": "accuracy", "words": "words",
+    "eval_ew_f": "held-out F", "eval_loss": "held-out loss", "mean_token_accuracy": "tokens right"}
 
-    def __init__(
-        self,
-        desc: str,             # Name of the stage
-        every: float = 10.,    # Seconds between two lines
-    ):
-        self.desc, self.every = desc, every
-        self.bar, self.numbers, self.last_line = None, {}, 0.
+
+def _numbers_of(logs):
+    "The numbers of one log entry; GRPO's loss says little and is left out"
+    names = {k: name for k, name in _REPORTED.items() if logs.get(k) is not None}
+    if "reward" in logs: names.pop("loss", None)
+    return {name: f"{logs[k]:.3f}" for k, name in names.items()}
+
+# %% ../nbs/machinery/training.ipynb #cae4d260
+class _ProgressLines(TrainerCallback):
+    def is_due(self, state):
+        late = time.monotonic() - self.last_line > self.every
+        return state.is_world_process_zero and (late or state.global_step == state.max_steps)
+
+    def print_line(self, state):
+        self.last_line = time.monotonic()
+        numbers = "  ".join(f"{name} {value}" for name, value in self.numbers.items())
+        print(f"{self.desc} {state.global_step}/{state.max_steps}  {numbers}", flush=True)
+
+# %% ../nbs/machinery/training.ipynb #3ad9b54f
+class Progress(_ProgressLines):
+    "A bar in a notebook, plain lines elsewhere, with the most important numbers of trl's log"
+    def __init__(self, desc: str, every: float = 10.):   # Name of the stage, seconds between lines
+        self.desc, self.every, self.last_line = desc, every, 0.
+        self.bar, self.numbers = None, {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         if issubclass(tqdm, notebook_tqdm) and state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.desc,
-                            unit="step")
+            done = dict(total=state.max_steps, initial=state.global_step)
+            self.bar = tqdm(desc=self.desc, unit="step", **done)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.numbers |= (found := _numbers_of(logs))
+        if self.bar is not None and found: self.bar.set_postfix(self.numbers)
+        elif found and self.is_due(state): self.print_line(state)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None: self.bar.update(1)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        found = self._numbers(logs)
-        self.numbers |= found
-        if self.bar is not None and found: self.bar.set_postfix(self.numbers)
-        elif found and self._line_is_due(state): self._print_line(state)
-
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None: self.bar.close()
-
-    def _numbers(self, logs):
-        "The numbers of one log entry; GRPO's loss says little and is left out"
-        names = {k: name for k, name in self.reported.items() if logs.get(k) is not None}
-        if "reward" in logs: names.pop("loss", None)
-        return {name: f"{logs[k]:.3f}" for k, name in names.items()}
-
-    def _line_is_due(self, state):
-        late = time.monotonic() - self.last_line > self.every
-        return state.is_world_process_zero and (late or state.global_step == state.max_steps)
-
-    def _print_line(self, state):
-        self.last_line = time.monotonic()
-        numbers = "  ".join(f"{name} {value}" for name, value in self.numbers.items())
-        print(f"{self.desc} {state.global_step}/{state.max_steps}  {numbers}", flush=True)
 
 # %% ../nbs/machinery/training.ipynb #6bc5f04f
 def _is_complete(checkpoint):
@@ -130,23 +134,28 @@ LOGGING_SETTINGS = {   # trl settings that change no number
     "log_completions", "num_completions_to_print", "gradient_checkpointing",
     "dataloader_num_workers"}
 
+# %% ../nbs/machinery/training.ipynb #c6b2606a
+def _as_dict(value):
+    "What json does not know, as a dict or a text: the configuration of adapters, a path"
+    return value.to_dict() if hasattr(value, "to_dict") else str(value)
+
 # %% ../nbs/machinery/training.ipynb #e220f705
 def start_or_resume(
     out: str | Path,   # Folder of the run
     **settings         # Everything that decides the numbers of this run
 ) -> Path | None:      # Checkpoint to resume from
-    "Write down what the run is; raises ValueError where `out` has checkpoints of another run"
+    "Write down what the run is; raises ValueError where `out` holds another run"
     path, checkpoint = Path(out) / "run.json", last_checkpoint(out)
     settings = {k: v for k, v in settings.items() if k not in LOGGING_SETTINGS}
-    settings = json.loads(json.dumps(settings, default=str))
-    if checkpoint is None:
+    settings = json.loads(json.dumps(settings, default=_as_dict))
+    found = json.loads(path.read_text()) if path.exists() else {}
+    is_finished = found.pop("finished", False)
+    if checkpoint is None and not is_finished:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings, indent=1))
-        return None
-    found = json.loads(path.read_text()) if path.exists() else {}
-    if other := differences(found, settings):
-        raise ValueError(f"{checkpoint} is from a run with other settings: {'; '.join(other)}. "
-                         f"Delete {out}, or give another `out`")
+    elif other := differences(found, settings):
+        raise ValueError(f"{checkpoint or out} is from a run with other settings: "
+                         f"{'; '.join(other)}. Delete {out}, or give another `out`")
     return checkpoint
 
 # %% ../nbs/machinery/training.ipynb #k023
@@ -167,6 +176,7 @@ def training_stopped(
 class GradientCheck(TrainerCallback):
     "Stops training before the optimiser takes a step along a gradient that is not finite"
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if args.fp16: return   # its scaler meets such gradients now and then, and skips the step
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if hasattr(norm, "full_tensor"): norm = norm.full_tensor()   # sharded over processes
@@ -189,6 +199,15 @@ def _expect_tied_weights(trainer):
 
     trainer._issue_warnings_after_load = warn_of_others
 
+# %% ../nbs/machinery/training.ipynb #02b2ffb1
+def _out_of_memory(trainer, desc, error):
+    "The error to raise where memory ran out"
+    return training_stopped(
+        trainer.args.output_dir,
+        f"{desc}: out of memory in step {trainer.state.global_step + 1} ({error}). Take a smaller "
+        f"micro-batch (it is {trainer.args.per_device_train_batch_size}), "
+        "gradient_checkpointing=True, or shorter answers.")
+
 # %% ../nbs/machinery/training.ipynb #k025
 def run_training(
     trainer: Trainer,              # A trl trainer
@@ -201,13 +220,11 @@ def run_training(
     _expect_tied_weights(trainer)
     try: trainer.train(resume_from_checkpoint=resume and str(resume))
     except RuntimeError as e:
-        if not should_reduce_batch_size(e): raise
-        raise training_stopped(
-            trainer.args.output_dir,
-            f"{desc}: out of memory in step {trainer.state.global_step + 1} ({e}). Take a smaller "
-            f"micro-batch (it is {trainer.args.per_device_train_batch_size}), "
-            "gradient_checkpointing=True, or shorter answers.") from e
-    return trainer.state.log_history
+        if should_reduce_batch_size(e): raise _out_of_memory(trainer, desc, e) from e
+        raise
+    if trainer.state.global_step: return trainer.state.log_history
+    raise TrainingStopped(f"{desc}: not one step was taken, so nothing was learnt or saved. Are "
+                          "there enough clips for a batch?")
 
 # %% ../nbs/machinery/training.ipynb #b200720b
 @contextmanager
@@ -216,20 +233,6 @@ def hide_known_warnings():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*gradient_checkpointing.*", FutureWarning)
         yield
-
-# %% ../nbs/machinery/training.ipynb #k031
-def save_stage(
-    model: AffectGPTForConditionalGeneration | PeftModel,  # Adapters are merged into it
-    processor: AffectGPTProcessor,  # Its processor
-    out: str | Path,              # Folder
-    log: list[dict],              # trl's log history
-    state_dict: dict | None = None,   # The weights, if processes shared them; adapters stay then
-) -> None:
-    "Write model and processor as one Hugging Face checkpoint, and the log to `log.json`"
-    if isinstance(model, PeftModel) and state_dict is None: model = model.merge_and_unload()
-    model.eval().save_pretrained(out, state_dict=state_dict)
-    processor.save_pretrained(out)
-    (Path(out) / "log.json").write_text(json.dumps(log, indent=1))
 
 # %% ../nbs/machinery/training.ipynb #dd937619
 def finish_training(
@@ -248,6 +251,7 @@ def finish_training(
     model.config.reply_mode = mode
     if trainer.is_world_process_zero():
         save_stage(model, processor, out, log, state_dict)
+        _mark_finished(out)
         for folder in Path(out).glob("checkpoint-*"): shutil.rmtree(folder)
     if not sharded: _remove_trl_forward(trainer.model)
     trainer.accelerator.wait_for_everyone()
@@ -257,12 +261,23 @@ def _remove_trl_forward(model):
     "Remove the `forward` that trl hangs on a model: a copy of the model would share it"
     for part in model.modules(): vars(part).pop("forward", None)
 
-# %% ../nbs/machinery/training.ipynb #c2a37fa3
-def load_stage(
-    folder: str | Path,   # What a stage has written
-    **kwargs              # For `from_pretrained` of the model, as `dtype`
-) -> tuple[AffectGPTForConditionalGeneration, AffectGPTProcessor]:
-    "Model and processor that a stage has written"
-    model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
-    model.model.fusion.float()
-    return model, AutoProcessor.from_pretrained(folder)
+
+def _mark_finished(out):
+    "Note in `run.json` that the result is complete"
+    path = Path(out) / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(finished=True), indent=1))
+
+# %% ../nbs/machinery/training.ipynb #1f7062e5
+def finished_log(
+    model: AffectGPTForConditionalGeneration | PeftModel,   # Gets the trained weights
+    out: str | Path,                                        # Folder of the run
+) -> list[dict] | None:    # trl's log history; None where the run is not finished
+    "The result of a run that has been finished before"
+    path = Path(out) / "run.json"
+    if not path.exists() or not json.loads(path.read_text()).get("finished"): return None
+    print(f"{out}: this run is finished, its result is loaded")
+    if not (Path(out) / "adapter_config.json").exists():
+        model.load_state_dict(load_stage(out)[0].state_dict())
+    elif isinstance(model, PeftModel): set_peft_model_state_dict(model, load_peft_weights(out))
+    else: PeftModel.from_pretrained(model, out, is_trainable=True)
+    return json.loads((Path(out) / "log.json").read_text())
