@@ -158,7 +158,7 @@ def _check_answers(num_prompts, num_generations, micro_batch):
         raise ValueError(f"micro_batch is {micro_batch}; it must divide the {answers} answers "
                          "of a step")
 
-# %% ../nbs/11_grpo.ipynb #a935ff55
+# %% ../nbs/11_grpo.ipynb #cf65da12
 def _check_clips(n_clips, args):
     "Raises ValueError where one sampling takes more clips than there are: it would take none"
     wanted = args.generation_batch_size // args.num_generations   # of all processes together
@@ -198,7 +198,7 @@ def _grpo_config(out, processor, settings, weights, held_out):
     args.save_steps = args.eval_steps = math.ceil(args.save_steps / between) * between
     return args
 
-# %% ../nbs/11_grpo.ipynb #00f97cff
+# %% ../nbs/11_grpo.ipynb #e9ee63ba
 def _settings(model, recipe, changes):
     "All settings of a run; raises ValueError where they do not go together"
     refuse_second_names(changes, _SECOND_NAMES)
@@ -210,7 +210,7 @@ def _settings(model, recipe, changes):
     _check_answers(*(settings[name] for name in sizes))
     return settings | dict(lora=adapters_for(model, settings["lora"], "lora" in changes))
 
-# %% ../nbs/11_grpo.ipynb #2346966e
+# %% ../nbs/11_grpo.ipynb #d3e7b333
 def _open_run(model, rows, out, settings, rewards):
     "The checkpoint to resume from; `run.json` gets everything that decides the numbers of the run"
     dataset, validation = rows
@@ -221,7 +221,7 @@ def _open_run(model, rows, out, settings, rewards):
         validation=validation and list(validation["name"]),
         clips=rows_hash(dataset, ["name", "labels"]))
 
-# %% ../nbs/11_grpo.ipynb #a5e6e133
+# %% ../nbs/11_grpo.ipynb #81009e7b
 def _rewards(asked, settings, wheels):
     "(functions, weights): what was asked for, or the recipe's; raises ValueError for another mode"
     mode = settings["mode"]
@@ -250,6 +250,7 @@ def train_grpo(
     **changes: Any                       # What differs from the recipe, as `steps` or `beta`
 ) -> list[dict]:                         # trl's log history
     "GRPO on the given rewards; saves all weights or adapters to `out`"
+    check_rows(dataset)
     settings = _settings(model, recipe, changes)
     rewards, rows = _rewards(rewards, settings, wheels), (dataset, validation)
     resume = _open_run(model, rows, out, settings, rewards)
@@ -257,7 +258,7 @@ def train_grpo(
     if settings["lora"]: find_base(model, out)
     return _train(model, processor, rows, rewards, out, settings, wheels, callbacks, resume)
 
-# %% ../nbs/11_grpo.ipynb #9ebddb41
+# %% ../nbs/11_grpo.ipynb #33186c90
 def _train(model, processor, rows, rewards, out, settings, wheels, callbacks, resume):
     "Train with `HeldOutTrainer`, and save"
     (dataset, validation), (functions, weights) = rows, rewards

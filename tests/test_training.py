@@ -375,19 +375,19 @@ def test_both_modes_train_save_and_load(lab, mode):
 
 
 def test_same_seed_same_numbers(lab):
-    def run():
+    def run(name):
         model, processor = lab["fresh"]()
-        cold = cold_start(
-            model, processor, lab["captions"], lab["root"] / "twice", epochs=2, seed=3)
+        out = lab["root"] / name
+        cold = cold_start(model, processor, lab["captions"], out / "cold", epochs=2, seed=3)
         rewards = make_rewards("acc+format", wheels=load_wheels(), penalty="p3+1", mode="answer")
         grpo = train_grpo(
-            model, processor, lab["human"], rewards, lab["root"] / "twice", steps=2, num_prompts=2,
+            model, processor, lab["human"], rewards, out / "grpo", steps=2, num_prompts=2,
             num_generations=4, seed=3)
         return (
             [r["loss"] for r in cold if "loss" in r], [r["reward"] for r in grpo if "reward" in r],
             model.lm_head.weight.detach())
 
-    (loss1, reward1, w1), (loss2, reward2, w2) = run(), run()
+    (loss1, reward1, w1), (loss2, reward2, w2) = run("once"), run("twice")
     assert loss1 == loss2 and reward1 == reward2
     assert np.array_equal(w1.numpy(), w2.numpy())
 
@@ -480,7 +480,7 @@ def test_epochs_are_counted_while_training(lab):
 
 
 def test_an_unknown_mode_is_refused(lab):
-    with pytest.raises(ValueError, match="no mode 'both'"):
+    with pytest.raises(ValueError, match="mode is 'both'"):
         cold_start(*lab["fresh"](), lab["captions"], lab["root"] / "none", mode="both")
 
 
@@ -540,7 +540,7 @@ def test_a_resumed_run_is_the_unbroken_run(lab, name, settings):
     assert [r["reward"] for r in log if "reward" in r] == [
         r["reward"] for r in log2 if "reward" in r]
     assert last_checkpoint(lab["root"] / f"broken-{name}") is None
-    assert parameters_apart(whole, lab["started"]()[0]) > 0
+    if "lora" not in settings: assert parameters_apart(whole, lab["started"]()[0]) > 0
 
 
 def test_a_resumed_cold_start_is_the_unbroken_one(lab):
@@ -750,7 +750,7 @@ def test_a_data_set_without_gold(lab, change, error):
 @pytest.mark.parametrize(
     "settings, error",
     [
-        (dict(num_generations=1), "must be at least 2"), (dict(num_prompts=1000), "more than the"),
+        (dict(num_generations=1), "must be at least 2"), (dict(num_prompts=1000), "num_prompts is too large"),
         (dict(num_prompts=4, micro_batch=5), "must divide the 32 answers")],
 )
 def test_settings_that_cannot_work(lab, settings, error):
