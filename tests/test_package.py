@@ -36,7 +36,7 @@ read = []
 sys.addaudithook(lambda event, args: read.append(str(args[0])) if event == "open" else None)
 import affectgpt_r1
 for name in sys.argv[1:]: importlib.import_module(f"affectgpt_r1.{name}")
-assert [] == [f for f in read if "affectgpt_r1/tables/" in f]
+assert [] == [f for f in read if "affectgpt_r1/word_lists/" in f]
 """
 
 
@@ -253,7 +253,7 @@ def test_wheel(scratch, tmp_path):
         if p.is_file() and "__pycache__" not in p.parts
     }
     assert {name for name in packed if ".dist-info/" not in name} == ours
-    assert any(name.startswith("affectgpt_r1/tables/") for name in packed)
+    assert any(name.startswith("affectgpt_r1/word_lists/") for name in packed)
     about = zipfile.ZipFile(wheel).read(next(n for n in packed if n.endswith("METADATA"))).decode()
     base = re.findall(r"^Requires-Dist: ([\w.-]+)[^;\n]*$", about, re.M)
     assert {plain(n) for n in base} == {"numpy", "pandas"}
