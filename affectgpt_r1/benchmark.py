@@ -44,6 +44,13 @@ def polarity(
     if balance == 0: return "neutral"
     return "positive" if balance > 0 else "negative"
 
+# %% ../nbs/12b_benchmark.ipynb #5cd0d281
+def _answer_file(folder, key, checkpoint, ending):
+    "A file of the answers to a set; its folder is made if absent"
+    folder = Path(folder) / key.lower()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"checkpoint_{checkpoint:06d}{ending}"
+
 # %% ../nbs/12b_benchmark.ipynb #b016
 def write_answers(
     folder: str | Path,                # Where the answers of all sets are
@@ -53,14 +60,18 @@ def write_answers(
     checkpoint: int = 0,               # Number of the checkpoint that answered
 ) -> None:
     "Write the answers to a set into the files that `unibench` reads"
-    folder = Path(folder) / key.lower()
-    folder.mkdir(parents=True, exist_ok=True)
     columns = {"openset": [f"[{', '.join(words)}]" for words in labels.values()]}
     if UNIBENCH[key].measure == "WAF":
         columns["openset-sentiment"] = [polarity(words, wheels) for words in labels.values()]
     for kind, items in columns.items():
-        np.savez(folder / f"checkpoint_{checkpoint:06d}-{kind}.npz",
+        np.savez(_answer_file(folder, key, checkpoint, f"-{kind}.npz"),
                  filenames=np.array(list(labels)), fileitems=np.array(items))
+
+# %% ../nbs/12b_benchmark.ipynb #699e946f
+def _predict_labels(model, processor, rows, mode, replies, extract, **kwargs):
+    "Name -> words of what a model answers to the clips"
+    table = predict_clips(model, processor, rows, mode, replies, **kwargs)
+    return read_labels(dict(zip(table["name"], table["reply"])), mode, extract)
 
 # %% ../nbs/12b_benchmark.ipynb #b018
 def predict_unibench(
@@ -79,10 +90,8 @@ def predict_unibench(
     "Let a model answer the sets of MER-UniBench"
     from affectgpt_r1.data import load_unibench
     for key in sets:
-        rows = load_unibench(root, key, missing)
-        replies = Path(out) / key.lower() / f"checkpoint_{checkpoint:06d}.jsonl"
-        table = predict_clips(model, processor, rows, mode, replies, **kwargs)
-        labels = read_labels(dict(zip(table["name"], table["reply"])), mode, extract)
+        rows, file = load_unibench(root, key, missing), _answer_file(out, key, checkpoint, ".jsonl")
+        labels = _predict_labels(model, processor, rows, mode, file, extract, **kwargs)
         write_answers(out, key, labels, wheels or load_wheels(), checkpoint)
     return Path(out)
 

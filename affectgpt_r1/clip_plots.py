@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from .plots import COLORS, page_color
+from .wheels import EmotionWheels
 
 # %% ../nbs/machinery/clip_plots.ipynb #c025
 _LEGEND = dict(hit=("both", ""), missed=("annotators only", "///"), extra=("answer only", "..."))
@@ -64,7 +65,7 @@ def _wheel_name(wheels, wheel):
 
 # %% ../nbs/machinery/clip_plots.ipynb #c026
 def wheel_sunburst(
-    wheels,                  # From `load_wheels`
+    wheels: EmotionWheels,   # From `load_wheels`
     wheel: int | str,        # Number from 1, or name
     gold: Sequence[str],     # Labels of the annotators
     pred: Sequence[str],     # Labels of the answer
@@ -158,7 +159,7 @@ def clip_storyboard(
     gold: Sequence[str],                 # Labels of the annotators
     answer: Sequence[str] | None = None, # Labels of the model, if there is an answer
     thinking: str = "",                  # What the model thought before it answered
-    wheels=None,                         # From `load_wheels`: draw the answer on a wheel
+    wheels: EmotionWheels | None = None, # From `load_wheels`: draw the answer on a wheel
     wheel: int | str = 1,                # Which one, by number or name
 ) -> np.ndarray:                         # Axes: each frame's, the sound's, perhaps the wheel's
     "All that is known of one clip: frames, sound, subtitle, thoughts, gold and answer"

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from .configuration import AffectGPTConfig
 from .modeling import AffectGPTForConditionalGeneration
@@ -63,12 +64,12 @@ def weight_bytes(
 
 # %% ../nbs/machinery/memory.ipynb #588ce506
 def writing_bytes(
-    config,              # Of the decoder
-    samples: int,        # Sequences written at a time
-    prompt: int,         # Tokens
-    length: int,         # Tokens, with the prompt
-    dtype: torch.dtype,  # Of the decoder
-) -> dict:               # Bytes by component
+    config: PretrainedConfig,  # Of the decoder
+    samples: int,              # Sequences written at a time
+    prompt: int,               # Tokens
+    length: int,               # Tokens, with the prompt
+    dtype: torch.dtype,        # Of the decoder
+) -> dict:                     # Bytes by component
     "Memory of the cache, of one layer's copy while it grows, and of reading the prompts"
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layer = 2 * config.num_key_value_heads * head * samples * length * dtype.itemsize
@@ -204,9 +205,20 @@ def _largest_batch(free, answers, one, two):
     most = 1 + (free - one["training"]) / (two["training"] - one["training"])
     return max((m for m in range(1, answers + 1) if answers % m == 0 and m <= most), default=0)
 
+# %% ../nbs/machinery/memory.ipynb #88785d28
+_USABLE = .9   # share of a GPU's memory: the rest is for what no estimate sees
+
+def _step_estimates(config, gib, *how):
+    "GiB of batches of 1 and 2; raises ValueError where the answers cannot be sampled"
+    one, two = [_estimated_sums(config.to_json_string(), batch, *how) for batch in (1, 2)]
+    if one["writing"] > _USABLE * gib:
+        raise ValueError(f"{how[0]} answers take {one['writing']:.1f} GiB to be sampled, "
+                         f"of {gib:g}; take fewer prompts")
+    return one, two
+
 # %% ../nbs/machinery/memory.ipynb #97c92999
 def plan_memory(
-    config: AffectGPTConfig,
+    config: AffectGPTConfig,              # Of any preset
     gib: float,                           # Memory of the GPU
     answers: int,                         # Per step: prompts times generations
     prompt: int = 256,                    # Tokens of a prompt
@@ -215,14 +227,10 @@ def plan_memory(
     dtype: torch.dtype = torch.bfloat16,  # Of the weights that are not trained, or of all
 ) -> dict:  # `micro_batch` and `gradient_checkpointing`, for `train_grpo`
     "The largest micro-batch that fits; raises ValueError where none does"
-    free = .9 * gib
     for checkpointing in (False, True):
         how = answers, prompt, completion, lora, checkpointing, dtype
-        one, two = [_estimated_sums(config.to_json_string(), batch, *how) for batch in (1, 2)]
-        if one["writing"] > free:
-            raise ValueError(f"{answers} answers take {one['writing']:.1f} GiB to be sampled, "
-                             f"of {gib:g}; take fewer prompts")
-        batch = _largest_batch(free, answers, one, two)
+        one, two = _step_estimates(config, gib, *how)
+        batch = _largest_batch(_USABLE * gib, answers, one, two)
         if batch >= (1 if checkpointing else min(8, answers)):
             return dict(micro_batch=batch, gradient_checkpointing=checkpointing)
     raise ValueError(f"one answer takes {one['training']:.1f} GiB to be learnt from, of {gib:g}; "

@@ -47,7 +47,7 @@ _DEGREE = {"very", "so", "too", "quite", "rather", "really", "pretty", "more"}
 
 @lru_cache(maxsize=1)
 def _ordinary_words() -> set[str]:
-    "The everyday words of `tables/ordinary.txt`"
+    "The everyday words of `word_lists/ordinary.txt`"
     return {word for line in word_lines("ordinary.txt") for word in split_words(line)}
 
 def _is_feeling(form: str, words: list[str], start: int) -> bool:

@@ -120,7 +120,7 @@ class AnswerTable:
     "The expected F of all answers, for all that a clip can mean"
     def __init__(
         self,
-        wheels: EmotionWheels,
+        wheels: EmotionWheels, # From `load_wheels`
         max_words: int = 6,    # In an answer; with other wheels than the built-in ones 4 is faster
         num_draws: int = 100,  # Label lists that stand for all that annotators may write
         seed: int = 0,         # Of those lists
@@ -136,7 +136,7 @@ class AnswerTable:
 
 # %% ../nbs/machinery/oracle.ipynb #82098f27
 def best_answer(
-    table: AnswerTable,
+    table: AnswerTable,   # Of all answers
     weights: np.ndarray,  # [meanings]: for example, the probability of each
 ) -> tuple[list[str], float]:
     "The answer with the highest expected F under `weights`, and this F times the sum of `weights`"
@@ -156,11 +156,12 @@ def _best_policy(table, channels):
         w[table.meanings[_meaning(state)]] += p
     return {reading: best_answer(table, w) for reading, w in weights.items()}
 
-# %% ../nbs/machinery/oracle.ipynb #74c6288a
-class Oracle:
-    "An observer who knows the drawing process and reads every look without error"
-    def __init__(self, wheels: EmotionWheels | None = None, **options):
-        "With the built-in wheels by default; `options` go to `AnswerTable`"
+# %% ../nbs/machinery/oracle.ipynb #eb9ecfe2
+class _Policies:
+    def __init__(self,
+        wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
+        **options: int,                       # Of `AnswerTable`
+    ):
         self.wheels, self.policies = wheels or load_wheels(), {}
         self.table = AnswerTable(self.wheels, **options)
 
@@ -170,6 +171,9 @@ class Oracle:
             self.policies[channels] = _best_policy(self.table, channels)
         return self.policies[channels]
 
+# %% ../nbs/machinery/oracle.ipynb #74c6288a
+class Oracle(_Policies):
+    "An observer who knows the drawing process and reads every look without error"
     def answer(self, state: State, channels: tuple[str, ...] = CHANNELS) -> list[str]:
         "The best answer to a clip for an observer of `channels`"
         return self.policy(channels)[_reading(state, channels)][0]
@@ -182,7 +186,7 @@ class Oracle:
 CHANNEL_SETS = [s for k in range(4) for s in itertools.combinations(CHANNELS, k)]
 
 def channel_set_name(
-    channels: tuple[str, ...],
+    channels: tuple[str, ...],  # Some of `CHANNELS`
 ) -> str:
     "For example `face + voice`; `nothing` for none"
     return " + ".join(channels) or "nothing"

@@ -107,10 +107,10 @@ def running_mean(
 
 # %% ../nbs/13_plots.ipynb #c013
 def training_curves(
-    log: Sequence[Mapping],      # trl's log history: dicts with "step"
-    window: int | None = None,   # Steps in the running mean; a tenth of the run by default
-    color: str = COLORS["grpo"],
-) -> np.ndarray:                 # Axes, [3, 3]
+    log: Sequence[Mapping],       # trl's log history: dicts with "step"
+    window: int | None = None,    # Steps in the running mean; a tenth of the run by default
+    color: str = COLORS["grpo"],  # Of the curves
+) -> np.ndarray:                  # Axes, [3, 3]
     "The course of a GRPO run in nine panels"
     _, axes = plt.subplots(3, 3, figsize=(9, 6.6), sharex=True, layout="constrained")
     for ax, (key, title, unit, limits) in zip(axes.flat, PANELS):
@@ -137,7 +137,7 @@ def _curve(ax, points, window, color):
 def scores_with_intervals(
     stages: Mapping[str, Mapping],      # Stage -> ew_f, and perhaps ci95, ew_f_sampled
     baselines: Mapping | None = None,   # Baseline -> the same
-    ax: Axes | None = None,
+    ax: Axes | None = None,             # Axes to draw on; those of a new figure by default
 ) -> Axes:
     "Emotion-wheel F of baselines and stages, with intervals"
     baselines = baselines or {}
@@ -182,7 +182,7 @@ def words_per_answer(
     gold: Mapping | Sequence,   # Clip -> labels, or a sequence of labels
     predictions: Mapping,       # Stage -> the same for its answers
     most: int = 10,             # Longer answers share the last bar
-    ax: Axes | None = None,
+    ax: Axes | None = None,     # Axes to draw on; those of a new figure by default
 ) -> Axes:
     "How many words annotators and models use for a clip"
     counts = {name: _n_words(answers) for name, answers in {"gold": gold, **predictions}.items()}
@@ -214,8 +214,8 @@ def _bars(ax, i, n_systems, heights, **kwargs):
 def ablation_bars(
     rows: Mapping[str, Mapping],  # Setting -> f, the mean; low, high; seeds, one score per seed
     compare: str | None = None,   # Setting whose mean is drawn through all rows
-    xlabel: str = "emotion-wheel F on held-out clips",
-    ax: Axes | None = None,
+    xlabel: str = "emotion-wheel F on held-out clips",  # What the scores are
+    ax: Axes | None = None,       # Axes to draw on; those of a new figure by default
 ) -> Axes:
     "Settings with their seeds and intervals"
     ax = _axes(ax, 6.5, .9 + .36 * len(rows))
@@ -233,7 +233,7 @@ def ablation_bars(
 # %% ../nbs/13_plots.ipynb #p111
 def best_of_k(
     systems: Mapping[str, Mapping[int, float]],  # System -> mapping from k to F
-    ax: Axes | None = None,
+    ax: Axes | None = None,                      # Axes to draw on; those of a new figure by default
 ) -> Axes:
     "F of the best of k sampled answers"
     ax = _axes(ax, 5.5, 3.2)
@@ -254,7 +254,7 @@ def best_of_k(
 def length_against_f(
     systems: Mapping[str, Sequence],  # System -> (words per answer, F), one pair per run
     gold: float | None = None,        # Words that annotators write per clip
-    ax: Axes | None = None,
+    ax: Axes | None = None,           # Axes to draw on; those of a new figure by default
 ) -> Axes:
     "How long the answers are, and how good"
     ax = _axes(ax, 5.5, 3.2)
@@ -282,7 +282,7 @@ def _heatmap(ax, values, rows, columns, high=1.):
 # %% ../nbs/13_plots.ipynb #p132
 def confusion_matrix(
     shares: pd.DataFrame,    # [sector of the gold, sector of the answer], from `sector_confusion`
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # Axes to draw on; those of a new figure by default
 ) -> Axes:
     "Which sector is taken for which"
     ax = _axes(ax, 1.8 + .7 * len(shares), 1.4 + .42 * len(shares))
@@ -295,7 +295,7 @@ def confusion_matrix(
 # %% ../nbs/13_plots.ipynb #p140
 def modality_matrix(
     systems: Mapping[str, Mapping[str, float]],  # System -> modalities it was given -> its F
-    ax: Axes | None = None,
+    ax: Axes | None = None,                      # Axes to draw on; those of a new figure by default
 ) -> Axes:
     "What each modality and each set of modalities is worth to each system"
     given = list(next(iter(systems.values())))
@@ -317,7 +317,7 @@ def _set_names(sets):
 # %% ../nbs/13_plots.ipynb #p151a
 def unibench_bars(
     systems: Mapping[str, Mapping[str, float]],  # System -> data set -> score in percent
-    ax: Axes | None = None,
+    ax: Axes | None = None,                      # Axes to draw on; those of a new figure by default
 ) -> Axes:
     "Scores of several systems on each data set"
     sets, ax = list(next(iter(systems.values()))), _axes(ax, 9, 3.2)

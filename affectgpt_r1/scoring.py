@@ -174,7 +174,9 @@ def set_sums(
     return precision.sum(), recall.sum(), np.count_nonzero(n_g)
 
 # %% ../nbs/machinery/scoring.ipynb #c020
-def check_undefined(undefined: str) -> None:
+def check_undefined(
+    undefined: str,  # What a share of nothing is to be
+) -> None:
     "Raise ValueError where `undefined` is neither 'zero' nor 'nan'"
     if undefined not in ("zero", "nan"):
         raise ValueError(f"undefined is {undefined!r}; it must be 'zero' or 'nan'")

@@ -22,10 +22,10 @@ from .messages import list_some
 
 # %% ../nbs/machinery/tables.ipynb #de75d95e
 def word_lines(
-    name: str,    # File in `affectgpt_r1/tables`
+    name: str,    # File in `affectgpt_r1/word_lists`
 ) -> list[str]:
-    "Lines of a built-in table, joined where they continue, without comments"
-    text = resources.files("affectgpt_r1").joinpath("tables", name).read_text(encoding="utf-8")
+    "Lines of a built-in word list, joined where they continue, without comments"
+    text = resources.files("affectgpt_r1").joinpath("word_lists", name).read_text(encoding="utf-8")
     lines = re.sub(r"\n[ \t]+", " ", text).splitlines()
     return [line for line in lines if line.strip() and not line.startswith("#")]
 

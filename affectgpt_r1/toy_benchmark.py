@@ -44,10 +44,10 @@ CLASS_COUNTS = dict(  # clips of each class in the published test set; emotions 
     SIMSv2=_sentiment_classes(123, 1034))
 
 def draw_classes(
-    key: str,    # A key of `CLASS_COUNTS`
-    num_clips: int,
-    rng: np.random.Generator,
-) -> list[str]:  # One class per clip
+    key: str,                  # A key of `CLASS_COUNTS`
+    num_clips: int,            # Clips of a split
+    rng: np.random.Generator,  # As from `clip_rng`
+) -> list[str]:                # One class per clip
     "Classes in the shares of a set, as exactly as `num_clips` allows, in random order"
     classes, edges = list(CLASS_COUNTS[key]), np.cumsum(list(CLASS_COUNTS[key].values()))
     evenly = (np.arange(num_clips)+.5)/num_clips*edges[-1]
@@ -59,7 +59,7 @@ class ToySet:
     "How a toy counterpart of a MER-UniBench set names its clips"
     clip_name: Callable[[str, int, int], str]  # (split, its number, the clip's number) -> name
     other_splits: tuple[str, ...] = ("train_corpus", "val_corpus")  # besides the test split
-    video_type: str = "mp4"
+    video_type: str = "mp4"                                         # Ending of its video files
 
 # %% ../nbs/machinery/toy_benchmark.ipynb #ccfcc7b6
 TOY_SETS = dict(

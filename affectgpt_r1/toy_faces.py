@@ -37,7 +37,7 @@ def _expression(state, emotion):
 def face_track(
     state: State,         # What the clip means
     num_frames: int,      # Frames of the clip
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # As from `clip_rng`
     noise: float = .10,   # Standard deviation of the noise of a clip; a third of it in each frame
 ) -> np.ndarray:          # float [num_frames, len(FACE_PARTS)]
     "The numbers of the face over time"
@@ -57,9 +57,9 @@ _HAIRS = np.array([(40, 30, 25), (90, 55, 30), (150, 105, 60), (60, 60, 70),
 
 # %% ../nbs/machinery/toy_faces.ipynb #787257a8
 def draw_person(
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # As from `clip_rng`
 ) -> dict:
-    "Whose face it is: colours of skin, hair, wall and shirt, size, place, phase of the movements"
+    "Whose face it is: colours of skin, hair, wall and shirt; size, position, phase of movement"
     skin = _SKINS[rng.integers(5)]*rng.uniform(.95, 1.05)
     hair = _HAIRS[rng.integers(5)]
     size, x, y = rng.uniform(.92, 1.06), rng.normal(0, 1.5), rng.normal(0, 1.5)
@@ -201,11 +201,11 @@ def draw_face(
 
 # %% ../nbs/machinery/toy_faces.ipynb #3af08d78
 def draw_video(
-    state: State,     # What the clip means
-    num_frames: int,  # Frames of the clip
-    rng: np.random.Generator,
-    fps: int = 10,    # Frames per second
-) -> np.ndarray:      # uint8 [num_frames, 96, 96, 3], RGB
+    state: State,              # What the clip means
+    num_frames: int,           # Frames of the clip
+    rng: np.random.Generator,  # As from `clip_rng`
+    fps: int = 10,             # Frames per second
+) -> np.ndarray:               # uint8 [num_frames, 96, 96, 3], RGB
     "All frames of a clip"
     person, track = draw_person(rng), face_track(state, num_frames, rng)
     frames = np.empty((num_frames, 96, 96, 3), np.uint8)

@@ -41,9 +41,9 @@ def replace_file(
 
 # %% ../nbs/machinery/toy_files.ipynb #630fd9dc
 def write_csv(
-    path: Path,
-    header: list[str],
-    rows: Iterable[list],
+    path: Path,            # The file to write
+    header: list[str],     # Names of the columns
+    rows: Iterable[list],  # Their cells
 ) -> None:
     "Write a csv file with the same bytes on every system"
     text = io.StringIO(newline="")
@@ -54,10 +54,10 @@ def write_csv(
 
 # %% ../nbs/machinery/toy_files.ipynb #6ec49f34
 def write_labels(
-    path: Path,
+    path: Path,                # The file to write
     states: dict[str, State],  # Name of a clip -> its state
     seed: int,                 # Seed of the corpus
-    annotator: Callable[[State, np.random.Generator], list[str]],
+    annotator: Callable[[State, np.random.Generator], list[str]],  # A clip's state -> its labels
 ) -> None:
     "Write the words that `annotator` has for each clip"
     rows = [[n, str(annotator(s, clip_rng(seed, n, "labels")))] for n, s in states.items()]
@@ -65,10 +65,10 @@ def write_labels(
 
 # %% ../nbs/machinery/toy_files.ipynb #3ee773c0
 def write_subtitles(
-    path: Path,
+    path: Path,                # The file to write
     states: dict[str, State],  # Name of a clip -> its state
     seed: int,                 # Seed of the corpus
-    columns: tuple[str, ...] = ("chinese", "english"),
+    columns: tuple[str, ...] = ("chinese", "english"),  # Those after the clip's name
 ) -> None:
     "Write what is said in each clip: in Chinese in a column of that name, else in English"
     rows = []
@@ -93,10 +93,10 @@ def _write_avi(path, frames, fps=10):
 @dataclass(frozen=True)
 class ClipFiles:
     "A clip, and the two files that it is written to"
-    video: Path
-    audio: Path
-    name: str
-    state: State
+    video: Path   # The video file, mp4 or avi
+    audio: Path   # The sound file, wav
+    name: str     # Name of the clip
+    state: State  # What it means
     seed: int     # Seed of the corpus
 
     def exist(self) -> bool:
@@ -112,7 +112,7 @@ def clip_seconds(
 
 # %% ../nbs/machinery/toy_files.ipynb #80b18797
 def write_clip(
-    clip: ClipFiles,
+    clip: ClipFiles,  # What it means, and where it goes
 ) -> None:
     "Write the video and the sound of a clip, unless they are there"
     seconds = clip_seconds(clip.seed, clip.name)
@@ -146,7 +146,7 @@ def _start_worker():
 
 # %% ../nbs/machinery/toy_files.ipynb #d433ebbd
 def write_clips(
-    clips: list[ClipFiles],
+    clips: list[ClipFiles],      # What they mean, and where they go
     workers: int | None = None,  # Processes; by default one per core, fewer for few clips
     progress: bool = True,       # Show a progress bar
 ) -> None:

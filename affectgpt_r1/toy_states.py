@@ -65,8 +65,8 @@ def consistent_state(
 
 # %% ../nbs/machinery/toy_states.ipynb #fc3e2ee3
 def draw_state(
-    rng: np.random.Generator,
-    primary: str = "",  # "neutral" or an emotion; drawn by `PRIORS` if empty
+    rng: np.random.Generator,  # As from `clip_rng`
+    primary: str = "",         # "neutral" or an emotion; drawn by `PRIORS` if empty
 ) -> State:
     "A state drawn at random"
     first, second = map(str, rng.choice(EMOTIONS, 2, replace=False, p=list(PRIORS.values())))

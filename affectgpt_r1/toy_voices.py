@@ -32,7 +32,7 @@ VOICE_MARKS = dict(  # added to the look of a clear voice
 # %% ../nbs/machinery/toy_voices.ipynb #95ad2397
 def voice_numbers(
     state: State,                # What the clip means
-    rng: np.random.Generator,
+    rng: np.random.Generator,    # As from `clip_rng`
     emotion: str | None = None,  # The emotion to voice; the primary one by default
     noise: float = .06,          # Relative standard deviation of the noise
 ) -> dict[str, np.float64]:
@@ -110,12 +110,12 @@ def _phase(numbers, syllable, waver, rng, base, sampling_rate):
 
 # %% ../nbs/machinery/toy_voices.ipynb #dfeeb1ff
 def synth_part(
-    numbers: dict[str, float],  # The voice's numbers
-    num_samples: int,
-    rng: np.random.Generator,
-    base: float = 140.,         # Pitch of the speaker in hertz
-    sampling_rate: int = 16000,
-) -> np.ndarray:                # float [num_samples]
+    numbers: dict[str, float],   # The voice's numbers
+    num_samples: int,            # Length
+    rng: np.random.Generator,    # As from `clip_rng`
+    base: float = 140.,          # Pitch of the speaker in hertz
+    sampling_rate: int = 16000,  # Samples per second
+) -> np.ndarray:                 # float [num_samples]
     "A stretch of voice with one set of numbers"
     p = {name: np.float32(value) for name, value in numbers.items()}
     waver = np.sin(2*np.pi*7*_times(num_samples, sampling_rate))     # seven times a second
@@ -130,11 +130,11 @@ def synth_part(
 
 # %% ../nbs/machinery/toy_voices.ipynb #79f83235
 def synth_voice(
-    state: State,    # What the clip means
-    seconds: float,  # Length
-    rng: np.random.Generator,
-    sampling_rate: int = 16000,
-) -> np.ndarray:     # float [samples] in [-1, 1]
+    state: State,                # What the clip means
+    seconds: float,              # Length
+    rng: np.random.Generator,    # As from `clip_rng`
+    sampling_rate: int = 16000,  # Samples per second
+) -> np.ndarray:                 # float [samples] in [-1, 1]
     "The sound of a clip: the primary emotion, and the second one in the last quarter"
     n, base = round(seconds*sampling_rate), 140*np.exp(rng.normal(0, .08))
     x = synth_part(voice_numbers(state, rng), n, rng, base, sampling_rate)

@@ -34,14 +34,16 @@ class TestSet:
     folder: str                   # Holds labels, subtitles and media
     n_clips: int                  # Clips in the published test split
     classes: tuple[str, ...] = () # Names of the classes, where gold is the number of one
-    audio_folder: str = "audio"
-    video_folder: str = "video"
-    subtitle_file: str = "transcription-engchi-polish.csv"
-    subtitle_column: str = "english"
+    audio_folder: str = "audio"   # Holds the sound
+    video_folder: str = "video"   # Holds the videos
+    subtitle_file: str = "transcription-engchi-polish.csv"  # Holds what is said
+    subtitle_column: str = "english"  # Of that file
 
-# %% ../nbs/machinery/unibench.ipynb #c078
+# %% ../nbs/machinery/unibench.ipynb #b2a2db24
 _MELD = ("anger", "joy", "sadness", "neutral", "disgust", "fear", "surprise")
 _IEMOCAP = ("happy", "sad", "neutral", "anger")
+
+# %% ../nbs/machinery/unibench.ipynb #c078
 UNIBENCH = {
     "MER2023": TestSet("mer2023", "label-6way.npz", "test1_corpus", "hit rate",
                        "mer2023-dataset-process", 411),
@@ -214,14 +216,14 @@ def _score_set(measure, gold, path, wheels):
 @dataclass(frozen=True, repr=False)
 class UniBenchResult(ScoreResult):
     "The table of MER-UniBench"
-    mean: float     # Of the main scores in the table
-    n_sets: int     # Rows of the table; the published mean has nine
-    protocol: str   # "fixed" or "best-on-test"
-    missing: dict   # Data set -> why it is not in the table
-    wheels: str
-    fingerprint: str
-    _rows: list
-    table = table_property("_rows")   # dataset, measure, checkpoint, score, companions
+    mean: float                      # Of the main scores in the table
+    n_sets: int                      # Rows of the table; the published mean has nine
+    protocol: str                    # "fixed" or "best-on-test"
+    missing: dict                    # Data set -> why it is not in the table
+    wheels: str                      # Version of the tables
+    fingerprint: str                 # And their fingerprint
+    _rows: list                      # The rows of `table`
+    table = table_property("_rows")  # dataset, measure, checkpoint, score, companions
     _tables = ("table",)
 
 # %% ../nbs/machinery/unibench.ipynb #308ce955
@@ -251,6 +253,20 @@ def _score_checkpoints(key, files, gold_path, wheels):
             | _score_set(measure, gold, path, wheels) for number, path in files.items()]
     return max(rows, key=lambda row: row["score"])
 
+# %% ../nbs/machinery/unibench.ipynb #59451535
+def _score_sets(predictions, labels, wheels, checkpoint, protocol):
+    "The row of each set that is there, and why the others are not"
+    rows, missing = [], {}
+    for key, test_set in UNIBENCH.items():
+        files, gold_path = answer_files(predictions, key), gold_file(labels, key)
+        if not files: missing[key] = f"no answers below {predictions}/{key.lower()}"
+        elif gold_path is None: missing[key] = f"no {test_set.label_file} in {labels}"
+        else:
+            if protocol == "fixed": files = _fixed_checkpoint(files, key, checkpoint)
+            rows.append(_score_checkpoints(key, files, gold_path, wheels))
+    if not rows: raise FileNotFoundError(f"nothing to score: {missing}")
+    return rows, missing
+
 # %% ../nbs/machinery/unibench.ipynb #c083
 def unibench(
     predictions: str | Path,         # Folder with a folder per data set, as for `answer_files`
@@ -264,15 +280,7 @@ def unibench(
     predictions, labels, wheels = Path(predictions), Path(labels), wheels or load_wheels()
     for folder in (predictions, labels):
         if not folder.is_dir(): raise FileNotFoundError(f"no folder {folder}")
-    rows, missing = [], {}
-    for key, test_set in UNIBENCH.items():
-        files, gold_path = answer_files(predictions, key), gold_file(labels, key)
-        if not files: missing[key] = f"no answers below {predictions}/{key.lower()}"
-        elif gold_path is None: missing[key] = f"no {test_set.label_file} in {labels}"
-        else:
-            if protocol == "fixed": files = _fixed_checkpoint(files, key, checkpoint)
-            rows.append(_score_checkpoints(key, files, gold_path, wheels))
-    if not rows: raise FileNotFoundError(f"nothing to score: {missing}")
+    rows, missing = _score_sets(predictions, labels, wheels, checkpoint, protocol)
     mean = float(np.mean([row["score"] for row in rows]))
     return UniBenchResult(
         mean, len(rows), protocol, missing, wheels.version, wheels.fingerprint, rows)
@@ -281,21 +289,23 @@ def unibench(
 @dataclass(frozen=True)
 class PublishedScore:
     "What a publication reports of a system, in percent"
-    system: str
+    system: str                      # Its name in the publication
     sets: tuple[float | None, ...]   # The nine sets, in the order of `UNIBENCH`
     mean: float | None               # Of the nine sets
-    source: str
+    source: str                      # The publication
     certainty: str                   # "paper", "repository", "notes" or "inferred"
     variant: str = ""                # "inputs": with a modality less; "rewards": other rewards
 
 
 def _on_ov_merd_plus(score): return (None,)*8 + (score,)
 
-# %% ../nbs/machinery/unibench.ipynb #4269f5a4
+# %% ../nbs/machinery/unibench.ipynb #71c8a0b2
 _AGPT = "AffectGPT, arXiv 2501.16566"
 _LIGHT = "Light-MER, arXiv 2607.12787"
 _R1 = "AffectGPT-R1, arXiv 2508.01318"
-PUBLISHED_SCORES = [
+
+# %% ../nbs/machinery/unibench.ipynb #7565f8bb
+_BEFORE_R1 = [
     PublishedScore(
         "PandaGPT", (40.21, 51.89, 37.88, 44.04, 61.92, 67.61, 68.38, 67.23, 37.12),
         52.92, _AGPT, "paper"),
@@ -317,6 +327,11 @@ PUBLISHED_SCORES = [
         "AffectGPT, re-run by others",
         (69.74, 67.08, 56.05, 53.51, 83.49, 78.06, 82.79, 80.15, 57.03),
         69.77, _LIGHT, "repository"),
+]
+
+# %% ../nbs/machinery/unibench.ipynb #4269f5a4
+PUBLISHED_SCORES = [
+    *_BEFORE_R1,
     *(PublishedScore(f"AffectGPT-R1, thinking, {rewards}", _on_ov_merd_plus(score), None, _R1,
                      "notes", "rewards")
       for rewards, score in (("all five rewards", 59.53), ("accuracy", 63.35),

@@ -46,29 +46,29 @@ def wheel_clusters(
     return one, two
 
 # %% ../nbs/02_wheels.ipynb #c019
-def _order_anchors(places):
-    "Wheel words of the lines of a word. `places`: how far from the front of a line it is, the line"
-    places = sorted(places, key=lambda place: place[0])   # stable: then in the order of the file
-    if places and places[0][0] == 0:   # further back it only lends its name
-        places = [place for place in places if place[0] == 0]
-    return chain.from_iterable(anchors for _, anchors in places)
+def _order_anchors(ranked):
+    "Wheel words of the lines of a word; `ranked`: (its rank in a line, the line's wheel words)"
+    ranked = sorted(ranked, key=lambda x: x[0])   # stable: then in the order of the file
+    if ranked and ranked[0][0] == 0:   # further back it only lends its name
+        ranked = [x for x in ranked if x[0] == 0]
+    return chain.from_iterable(anchors for _, anchors in ranked)
 
 # %% ../nbs/02_wheels.ipynb #4dbb245a
 def _read_synonyms(lines, printed):
     "Name -> wheel words, nearest first. A wheel word stands for itself before anything else"
-    places = {}   # name -> [(how far from the front of its line, wheel words of the line)]
+    ranked = {}   # name -> [(its rank in a line, wheel words of the line)]
     for line in lines:
         anchors, members = map(split_words, line.split(":"))
         if unknown := set(anchors) - printed:
             raise ValueError(f"synonyms.txt: {sorted(unknown)} in {shorten(line)} are on no wheel")
         for i, word in enumerate(anchors):
-            places.setdefault(word, []).append((i, anchors))
+            ranked.setdefault(word, []).append((i, anchors))
         for word in members:
-            places.setdefault(word, []).append((0, anchors))
+            ranked.setdefault(word, []).append((0, anchors))
     words_of = {}
-    for word in sorted(printed.union(places)):
+    for word in sorted(printed.union(ranked)):
         itself = [word] if word in printed else []
-        words_of[word] = list(dict.fromkeys([*itself, *_order_anchors(places.get(word, []))]))
+        words_of[word] = list(dict.fromkeys([*itself, *_order_anchors(ranked.get(word, []))]))
     return words_of
 
 # %% ../nbs/02_wheels.ipynb #c021
@@ -117,8 +117,8 @@ def _first_clusters(choices, clusters, printed):
     for k, cluster_of in enumerate(clusters):
         names = sorted(set(cluster_of.values()))
         number = {cluster: i for i, cluster in enumerate(names)}
-        places = np.array([number[cluster_of[w]] if w in cluster_of else -1 for w in printed])[word]
-        table[row[places >= 0], k] = places[places >= 0]
+        cluster = np.array([number.get(cluster_of.get(w), -1) for w in printed])[word]
+        table[row[cluster >= 0], k] = cluster[cluster >= 0]
         sectors.append(names)
     return table, sectors
 

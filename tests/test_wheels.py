@@ -29,9 +29,9 @@ def test_built_in_tables():
     assert [len(w.sectors(i)) for i in range(1, 6)] == [8, 6, 7, 6, 6]
     assert [len(w.sectors(i, 2)) for i in range(1, 6)] == [24, 36, 41, 34, 25]
     assert "neutral" not in w.vocabulary
-    tables = Path(W.__file__).parent/"tables"
+    folder = Path(W.__file__).parent/"word_lists"
     for file in W.BUILTIN_WHEELS.values():
-        assert "Source:" in (tables/file).read_text()
+        assert "Source:" in (folder/file).read_text()
 
 
 def test_a_word_keeps_the_place_it_is_printed_at():
