@@ -7,6 +7,7 @@ __all__ = ['read_value', 'main']
 
 # %% ../nbs/machinery/cli.ipynb #306ce56d
 import argparse
+import sys
 from pathlib import Path
 
 # %% ../nbs/machinery/cli.ipynb #915b8209
@@ -22,7 +23,7 @@ def read_value(
     return text
 
 # %% ../nbs/machinery/cli.ipynb #c8455657
-_OPTIONS = dict(mode="--mode", seed="--seed", recipe="--recipe", preset="--preset", data="--data")
+_OPTIONS = {name: f"--{name}" for name in ("mode", "seed", "recipe", "preset")}
 
 def _setting(text):
     "(name, value) of KEY=VALUE; options have their own place"
@@ -32,19 +33,88 @@ def _setting(text):
         raise argparse.ArgumentTypeError(f"give {_OPTIONS[name]} {value} in place of {text!r}")
     return name, read_value(value)
 
-# %% ../nbs/machinery/cli.ipynb #886fa427
-def _prepare(args):
+# %% ../nbs/machinery/cli.ipynb #ca925587
+def _as_options(settings):
+    "The options that a dict of a YAML file stands for"
+    for name, value in settings.items():
+        if isinstance(value, dict): value = [f"{k}={v}" for k, v in value.items()]
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        yield from [f"--{name.replace('_', '-')}", *map(str, values)]
+
+
+def _with_config(args):
+    "The arguments of a command, with the options of its `--config` file in front"
+    if "--config" not in args: return args
+    import yaml
+    i = args.index("--config")
+    settings = yaml.safe_load(Path(args[i + 1]).read_text(encoding="utf-8")) or {}
+    return [args[0], *_as_options(settings), *args[1:i], *args[i + 2:]]
+
+# %% ../nbs/machinery/cli.ipynb #648342b8
+def _sources(args):
+    "Split -> (folder, track), of those that were given"
+    from affectgpt_r1.splits import parse_source
+    given = dict(caption=args.caption, human=args.human, test=args.test)
+    return {name: parse_source(text) for name, text in given.items() if text}
+
+def _check_data(args):
+    from affectgpt_r1.splits import load_splits
+    load_splits(**_sources(args), missing=args.missing, leakage=args.leakage)
+
+def _features(args):
     from affectgpt_r1.stages import prepare_run
-    prepare_run(args.run_dir, args.data, args.clips, args.preset, args.model, args.seed,
-                **dict(args.set))
+    wheels = dict(version=args.wheels) | (dict(root=args.wheels_root) if args.wheels_root else {})
+    parts = args.parts and dict(zip(("text_path", "vision_path", "audio_path"), args.parts))
+    prepare_run(args.run_dir, _sources(args) or None, args.missing, args.leakage, wheels,
+                args.clips, parts or args.model, args.preset, args.seed, **dict(args.set))
+
+# %% ../nbs/machinery/cli.ipynb #886fa427
+def _changes(args):
+    "What was asked to differ from the recipe"
+    lora = dict(lora=True) if args.lora else {}
+    mode = dict(mode=args.mode) if args.mode else {}
+    return dict(seed=args.seed) | lora | mode | dict(args.set)
 
 def _sft(args):
     from affectgpt_r1.stages import run_cold_start
-    run_cold_start(args.run_dir, args.mode, args.seed, **dict(args.set))
+    run_cold_start(args.run_dir, args.recipe, **_changes(args))
 
 def _grpo(args):
     from affectgpt_r1.stages import run_grpo
-    run_grpo(args.run_dir, args.recipe, args.mode, args.seed, **dict(args.set))
+    run_grpo(args.run_dir, args.recipe, **_changes(args))
+
+# %% ../nbs/machinery/cli.ipynb #90f621e3
+def _merge(args):
+    import torch
+    from affectgpt_r1.checkpoints import merge_stage
+    merge_stage(args.stage, args.out, getattr(torch, args.dtype), args.tolerance)
+
+def _plan(args):
+    "Print what a step of GRPO takes, and the micro-batch that fits"
+    from affectgpt_r1.memory import memory_estimate, plan_memory
+    config, settings = _planned(args)
+    answers = settings["num_prompts"] * settings["num_generations"]
+    how = dict(completion=settings["max_new_tokens"], lora=bool(settings["lora"]),
+               dtype=config.dtype)
+    plan = plan_memory(config, args.gib, answers, **how)
+    checkpointing = plan["gradient_checkpointing"]
+    print(memory_estimate(config, plan["micro_batch"], answers, checkpointing=checkpointing, **how))
+    print(f"on {args.gib:g} GiB: {plan}")
+
+# %% ../nbs/machinery/cli.ipynb #75db3080
+def _planned(args):
+    "The configuration of a model and its settings for GRPO"
+    import torch
+    from types import SimpleNamespace
+    from transformers import AutoConfig
+    from affectgpt_r1.configuration import PRESETS
+    from affectgpt_r1.recipes import stage_settings
+    ids = dict(vocab_size=1500, placeholder_ids=[1, 2, 3], eos_token_id=4, pad_token_id=5)
+    if args.model: config = AutoConfig.from_pretrained(args.model)
+    else: config = PRESETS[args.preset](**{} if args.preset == "paper" else ids)
+    if config.dtype is None: config.dtype = torch.float32
+    model = SimpleNamespace(config=config)
+    return config, stage_settings(model, "grpo", args.recipe, _changes(args))
 
 # %% ../nbs/machinery/cli.ipynb #23514317
 def _evaluate(args):
@@ -63,33 +133,86 @@ def _replicate(args):
     print_replication(replicate(args.runs, args.out))
 
 # %% ../nbs/machinery/cli.ipynb #fbece2df
-def _stage_parser(commands, name, function, text):
-    "A command with the options that all stages have"
+def _command(commands, name, function, text):
+    "A command of its own"
     parser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(function=function)
+    parser.add_argument("--config", help="YAML file with options")   # read by `_with_config`
+    return parser
+
+def _stage(commands, name, function, text):
+    "A command with the options that all stages have"
+    parser = _command(commands, name, function, text)
     parser.add_argument("--run-dir", required=True, type=Path, help="folder of the run")
     parser.add_argument("--seed", default=0, type=int)
-    parser.add_argument("--set", nargs="*", default=[], type=_setting, metavar="KEY=VALUE",
-                        help="further settings of the stage")
+    _add_set(parser)
     return parser
+
+def _add_set(parser):
+    parser.add_argument("--set", nargs="*", default=[], type=_setting, action="extend",
+                        metavar="KEY=VALUE", help="further settings of the stage")
+
+# %% ../nbs/machinery/cli.ipynb #3f14facc
+def _add_data(parser):
+    "Where clips are, and what happens to those that are not as they should be"
+    for name, use in dict(caption="for the cold start", human="for GRPO",
+                          test="held out from both").items():
+        parser.add_argument(f"--{name}", metavar="FOLDER:TRACK", help=f"clips {use}")
+    parser.add_argument("--missing", default="error", choices=["error", "drop", "mask"],
+                        help="clips that lack a file, or whose file cannot be decoded")
+    parser.add_argument("--leakage", default="error", choices=["error", "drop"],
+                        help="test clips among the training clips")
+
+def _add_training(parser, modes):
+    "What decides the settings of a training stage"
+    parser.add_argument("--recipe", help="toy, laptop, small, paper or paper_think; by default "
+                                         "that of the model's preset")
+    parser.add_argument("--mode", choices=modes, help="the recipe's by default")
+    parser.add_argument("--lora", action="store_true", help="train adapters, not all weights")
+
+# %% ../nbs/machinery/cli.ipynb #cf229616
+def _add_features(commands):
+    "The command that prepares a run"
+    parser = _stage(commands, "features", _features, "clips, first model and features of a run")
+    _add_data(parser)
+    parser.add_argument("--wheels", default="builtin", choices=["builtin", "v1", "v2026"])
+    parser.add_argument("--wheels-root", help="folder of the authors' emotion wheels")
+    parser.add_argument("--clips", default="toy", choices=["toy", "smoke"],
+                        help="size of the generated corpus, if no clips are given")
+    parser.add_argument("--model", help="checkpoint to start from, its encoders trained")
+    parser.add_argument("--parts", nargs=3, metavar=("DECODER", "VISION", "AUDIO"),
+                        help="trained parts to start from: hub ids or folders")
+    parser.add_argument("--preset", default="toy", choices=["toy", "small"],
+                        help="size of a new model, if neither of these is given")
 
 # %% ../nbs/machinery/cli.ipynb #6ae9e81a
 def _add_stages(commands):
-    "The four stages of a run"
-    prepare = _stage_parser(commands, "prepare", _prepare, "clips, model and features")
-    prepare.add_argument("--data", help="folder with real clips, in the layout of MER2025")
-    prepare.add_argument("--clips", default="toy", choices=["toy", "smoke"],
-                         help="size of the generated corpus, if there is no --data")
-    prepare.add_argument("--preset", default="toy", choices=["toy", "small"],
-                         help="size of the model, if there is no --model")
-    prepare.add_argument("--model", help="checkpoint to start from, its encoders trained")
-    sft = _stage_parser(commands, "sft", _sft, "the cold start on the captions")
-    sft.add_argument("--mode", default="answer", choices=["answer", "think", "mixed"])
-    grpo = _stage_parser(commands, "grpo", _grpo, "GRPO on the human split")
-    grpo.add_argument("--recipe", default="toy", help="toy, small, paper or paper_think")
-    grpo.add_argument("--mode", choices=["answer", "think"], help="the recipe's by default")
-    evaluate = _stage_parser(commands, "evaluate", _evaluate, "answers to the test clips")
-    evaluate.add_argument("--mode", default="answer", choices=["answer", "think"])
+    "The stages of a run, in their order"
+    _add_data(_command(commands, "check-data", _check_data, "what is there, and what is wrong"))
+    _add_features(commands)
+    sft = _stage(commands, "sft", _sft, "the cold start on the captions")
+    _add_training(sft, ["answer", "think", "mixed"])
+    grpo = _stage(commands, "grpo", _grpo, "GRPO on the human split")
+    _add_training(grpo, ["answer", "think"])
+    evaluate = _stage(commands, "evaluate", _evaluate, "answers to the test clips")
+    evaluate.add_argument("--mode", choices=["answer", "think"], help="that of the run by default")
+
+# %% ../nbs/machinery/cli.ipynb #9b08b36e
+def _add_tools(commands):
+    "Merging, and a look at the memory"
+    merge = _command(commands, "merge", _merge, "put the adapters of a stage into its weights")
+    merge.add_argument("stage", type=Path, help="folder of a stage with adapters")
+    merge.add_argument("out", type=Path, help="folder for the merged model")
+    merge.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    merge.add_argument("--tolerance", default=0.05, type=float,
+                       help="largest error, as a share of what the adapters change")
+    plan = _command(commands, "plan", _plan, "what a step of GRPO takes on a GPU")
+    plan.add_argument("--gib", required=True, type=float, help="memory of the GPU")
+    plan.add_argument("--preset", default="paper", choices=["toy", "small", "paper"])
+    plan.add_argument("--model", help="a checkpoint in place of a preset")
+    _add_training(plan, ["answer", "think"])
+    plan.set_defaults(seed=0)
+    _add_set(plan)
 
 # %% ../nbs/machinery/cli.ipynb #8f12284a
 def _add_studies(commands):
@@ -116,7 +239,6 @@ def main(
     "Run a command"
     parser = argparse.ArgumentParser(prog="affectgpt-r1")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_stages(commands)
-    _add_studies(commands)
-    parsed = parser.parse_args(args)
+    for add in (_add_stages, _add_tools, _add_studies): add(commands)
+    parsed = parser.parse_args(_with_config(sys.argv[1:] if args is None else args))
     parsed.function(parsed)

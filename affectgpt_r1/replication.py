@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from .checkpoints import load_stage
 from .coldstart import cold_start
 from .data import load_mer2025
 from .evaluate import constant_baseline, predict_clips, score_predictions
-from .fingerprints import differences, rows_hash, weights_hash
 from .labels import parse_response
 from .metrics import ew_difference, seed_interval
 from .processing import AffectGPTProcessor
@@ -47,7 +47,7 @@ class TutorialRun(_RunFolder):
     "A run of the tutorial: its clips, its models, and the answers of a model"
     def model(self, stage: str) -> PreTrainedModel:
         "The model that a stage has written"
-        return AutoModelForCausalLM.from_pretrained(self.folder / stage)
+        return load_stage(self.folder / stage)[0]
 
     def replies(self,
         model: PreTrainedModel,     # Any model of this run
@@ -67,13 +67,9 @@ SFT_SETTINGS = [dict(learning_rate=learning_rate, epochs=epochs, shuffle_labels=
 
 def _fine_tune(run, rows, out, settings):
     "The cold start of a run, fine-tuned on human labels, unless that has been done"
-    start = run.model("cold_start")
-    wanted = settings | dict(start=weights_hash(start), clips=rows_hash(rows, ["name", "labels"]))
-    done = {}
-    if (out / "model.safetensors").exists(): done = json.loads((out / "run.json").read_text())
-    if differences({k: done.get(k) for k in wanted}, wanted):
-        cold_start(start, run.processor, rows, out, mode=run.mode, seed=run.seed, **settings)
-    return AutoModelForCausalLM.from_pretrained(out)
+    model = run.model("cold_start")
+    cold_start(model, run.processor, rows, out, mode=run.mode, seed=run.seed, **settings)
+    return model
 
 # %% ../nbs/machinery/replication.ipynb #3bb7af16
 def _held_out_scores(run):

@@ -270,6 +270,7 @@ def make_rewards(
     _check(recipe, penalty, mode, judge)
     wheels = wheels or load_wheels()
     functions = [COMPONENTS[c](wheels, penalty, mode, judge) for c, _ in recipe.weights]
+    for f in functions: f.mode = mode   # `train_grpo` refuses them in another mode
     return functions, [float(weight) for _, weight in recipe.weights]
 
 # %% ../nbs/10_rewards.ipynb #r212

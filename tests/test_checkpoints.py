@@ -1,4 +1,4 @@
-"What a stage writes, the next one reads: adapters stay adapters, and nothing that was learnt is lost"
+"What a stage writes, the next one reads: adapters stay adapters, and nothing is lost"
 
 import copy
 import json

@@ -750,7 +750,8 @@ def test_a_data_set_without_gold(lab, change, error):
 @pytest.mark.parametrize(
     "settings, error",
     [
-        (dict(num_generations=1), "must be at least 2"), (dict(num_prompts=1000), "num_prompts is too large"),
+        (dict(num_generations=1), "must be at least 2"),
+        (dict(num_prompts=1000), "num_prompts is too large"),
         (dict(num_prompts=4, micro_batch=5), "must divide the 32 answers")],
 )
 def test_settings_that_cannot_work(lab, settings, error):
@@ -885,7 +886,10 @@ def test_two_processes_are_one_with_the_same_batch(lab, tmp_path):
 
 def test_the_script_trains_under_accelerate_launch(lab, tmp_path):
     "With the config for several GPUs, on two processes of a CPU"
-    (tmp_path / "prepared.json").write_text(json.dumps(dict(data=str(lab["root"] / "corpus"))))
+    corpus = str(lab["root"] / "corpus")
+    sources = dict(caption=(corpus, "caption"), human=(corpus, "human"), test=(corpus, "ovmerd"))
+    about = dict(sources=sources, missing="error", leakage="error", wheels={}, seed=0)
+    (tmp_path / "prepared.json").write_text(json.dumps(about))
     for name, there in dict(cold_start="cold", features="features").items():
         (tmp_path / name).symlink_to(lab["root"] / there)
     launch = [
