@@ -91,7 +91,7 @@ def prepare_run(
     start.save_pretrained(run / "start")
     processor.save_pretrained(run / "start")
     processor.features = FeatureCache(run / "features", start, processor)
-    for split in splits: processor.features.compute(split)
+    for split in splits: processor.features.compute(split, start, processor)
 
 # %% ../nbs/machinery/stages.ipynb #f69f2909
 def _make_start(captions, preset, seed, settings):
