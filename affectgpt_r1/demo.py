@@ -62,7 +62,7 @@ def _make(folder):
     model, processor = make_toy_model(texts + list(QUESTIONS.values()))
     train_towers(model, processor, captions, load_wheels(), batch_size=16)
     processor.features = FeatureCache(folder/"features", model, processor)
-    for split in (captions, human, test): processor.features.compute(split)
+    for split in (captions, human, test): processor.features.compute(split, model, processor)
     cold_start(model, processor, captions, folder/"cold_start", epochs=16, batch_size=16)
     (folder/"finished").touch()
 

@@ -7,7 +7,6 @@ __all__ = ['MODALITY_SETS', 'wheel_sectors', 'sector_targets', 'train_towers', '
            'word_counts', 'probe_modalities']
 
 # %% ../nbs/machinery/towers.ipynb #35101efc
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from tqdm.auto import tqdm
 
-from .features import FeatureCache, read_clips
+from .features import FeatureCache, read_clips, usable_cores
 from .modeling import (
     AffectGPTForConditionalGeneration, frame_features, segment_features)
 from .processing import AffectGPTProcessor
@@ -129,21 +128,16 @@ def _draws_numbers(lesson):
     return not torch.equal(before, torch.get_rng_state())
 
 
-def _n_cores():
-    "Cores that this process may use"
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _can_share(lessons):
     "Can the encoders be taught at the same time, with the same results?"
-    if _n_cores() < len(lessons): return False
+    if usable_cores() < len(lessons): return False
     return all(x.tower.device.type == "cpu" and not _draws_numbers(x) for x in lessons)
 
 # %% ../nbs/machinery/towers.ipynb #c47e8f1e
 def _teach_together(lessons, **settings):
     "Teach each encoder in a thread; if one fails, or you interrupt, the others stop, too"
     stop, n_threads = Event(), torch.get_num_threads()
-    torch.set_num_threads(max(1, min(n_threads, _n_cores() // len(lessons))))
+    torch.set_num_threads(max(1, min(n_threads, usable_cores() // len(lessons))))
     try:
         with ThreadPoolExecutor(len(lessons)) as pool:
             running = [pool.submit(_teach, lesson, stop, **settings) for lesson in lessons]

@@ -120,7 +120,7 @@ def timings(rows, size, model, processor, workers):
             cache = FeatureCache(f, model, processor)
             for what in (f"{n} workers", "found in the cache"):
                 t = time.perf_counter()
-                cache.compute(rows, workers=n)
+                cache.compute(rows, model, processor, workers=n)
                 rate[what] = len(rows) / (time.perf_counter() - t)
     print("  FeatureCache.compute, clips/s: " + ", ".join(f"{v:,.1f} {k}" for k, v in rate.items()))
     return dict(
@@ -196,7 +196,7 @@ def probe(corpus, model, processor, folder):
     train_towers(model, processor, captions, wheels)
     cache = FeatureCache(folder / "probe", model, processor)
     for split in (human, test):
-        cache.compute(split)
+        cache.compute(split, model, processor)
     gold, answers = test["labels"][:], probe_modalities(cache, human, test, wheels)
     full, best = (
         answers["face + voice + words"],

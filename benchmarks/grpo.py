@@ -66,7 +66,7 @@ class Bench:
             [target_text(r, "think") + r["subtitle"] for r in captions] + list(QUESTIONS.values())
         )
         self.processor.features = FeatureCache(self.folder / "features", self.toy, self.processor)
-        self.processor.features.compute(self.human)
+        self.processor.features.compute(self.human, self.toy, self.processor)
         self.rows = grpo_rows(self.human)
 
     def written(self, prompt):

@@ -391,7 +391,7 @@ def lab(tmp_path_factory):
     texts = [target_text(r, "think") + r["subtitle"] for r in captions] + list(QUESTIONS.values())
     model, processor = make_toy_model(texts)
     processor.features = FeatureCache(root/"features", model, processor)
-    processor.features.compute(human)
+    processor.features.compute(human, model, processor)
     return SimpleNamespace(root=root, human=human, model=model, processor=processor)
 
 

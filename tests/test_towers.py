@@ -56,7 +56,7 @@ def test_at_the_same_time_as_one_after_the_other(human, monkeypatch):
             together.append(True)
             return real(*args, **kwargs)
         monkeypatch.setattr(towers, "_teach_together", watched)
-        monkeypatch.setattr(towers, "_n_cores", lambda: cores)
+        monkeypatch.setattr(towers, "usable_cores", lambda: cores)
         model, processor = make_toy_model(["some words"])
         log = train_towers(model, processor, human, wheels, epochs=2, seed=3)
         found.append((weights(model), log, torch.rand(1)))
@@ -77,7 +77,7 @@ def test_another_seed_gives_other_weights(human):
 
 def test_an_encoder_with_dropout_has_its_turn(human, monkeypatch):
     "Dropout draws from the one global generator, so the order of the two matters"
-    monkeypatch.setattr(towers, "_n_cores", lambda: 2)
+    monkeypatch.setattr(towers, "usable_cores", lambda: 2)
     monkeypatch.setattr(towers, "_teach_together", lambda *args, **kwargs: pytest.fail("together"))
     found = []
     for _ in range(2):
@@ -96,7 +96,7 @@ def test_an_error_in_one_encoder_stops_the_other(toy, human, monkeypatch):
         if lesson.name == "audio": raise ArithmeticError("audio broke")
         steps.append(lesson.name)
         return real(lesson, *args)
-    monkeypatch.setattr(towers, "_n_cores", lambda: 2)
+    monkeypatch.setattr(towers, "usable_cores", lambda: 2)
     monkeypatch.setattr(towers, "_take_steps", breaks)
     with pytest.raises(ArithmeticError, match="audio broke"):
         train_towers(model, processor, human.select(range(9)), wheels, epochs=10_000)
@@ -241,6 +241,7 @@ def test_word_counts():
 
 def test_means_of_clips(toy, human, tmp_path):
     cache = FeatureCache(tmp_path, *toy)
+    cache.compute(human.select(range(3)), *toy)
     got = clip_means(cache, human.select(range(3)))
     assert torch.equal(got["audio"][1], cache(human[1])["audio_features"].mean(0))
     assert got["video"].shape == (3, 64)

@@ -61,7 +61,7 @@ def lab(tmp_path_factory):
         return model, processor
 
     model, processor = fresh()
-    for split in (captions, human): processor.features.compute(split)
+    for split in (captions, human): processor.features.compute(split, model, processor)
     cold_start(model, processor, captions, root / "cold", epochs=12)
 
     def started():
@@ -209,7 +209,7 @@ def test_a_clip_without_sound_is_known_as_one_from_sampling_to_loss(lab):
     mute = lab["human"].map(
         lambda r, i: dict(audio=None if i % 2 else r["audio"]), with_indices=True)
     model, processor = lab["started"]()
-    processor.features.compute(mute)
+    processor.features.compute(mute, model, processor)
     seen = []
 
     class Spy(AffectGRPOTrainer):
