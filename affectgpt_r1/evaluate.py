@@ -28,9 +28,8 @@ from .fingerprints import short_hash, weights_hash
 from .labels import check_mode, parse_labels, parse_response
 from .messages import list_some
 from .metrics import ew_interval, ew_rewards, ew_score
-from affectgpt_r1.predictions import (
-    PredictionLog, compute_once, is_first_process, is_truncated, sampling_processors,
-    share_batches)
+from .predictions import (
+    PredictionLog, is_truncated, rank_and_world_size, sampling_processors, share_batches)
 from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/12_evaluate.ipynb #c014
@@ -79,14 +78,16 @@ def _content(path) -> str:
     if not Path(path).is_file(): return str(path)
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
 
+def _contents(paths) -> list[str]:
+    with ThreadPoolExecutor() as pool: return list(pool.map(_content, paths))
+
 def _media_hash(processor, rows) -> str:
     "A hash of the files that the model gets, in the order of the clips"
     def pictures(row):
         face = getattr(processor, "visual", "frame") == "face" and row.get("face")
         return face or row["video"] or ""
     files = [path for row in rows for path in (pictures(row), row["audio"] or "")]
-    with ThreadPoolExecutor() as pool: contents = dict(zip(files, pool.map(_content, files)))
-    return short_hash(*(contents[path] for path in files))
+    return short_hash(*chain.from_iterable(share_batches(_contents, files, 256)))
 
 # %% ../nbs/12_evaluate.ipynb #9d1dbd4e
 def _processor_hash(processor) -> str:
@@ -122,10 +123,9 @@ def _fill_cache(model, processor, rows):
     "Compute in batches what a cache of features lacks"
     cache = getattr(processor, "features", None)
     if not hasattr(cache, "__contains__"): return
-    missing = [rows[i] for i in compute_once(lambda: _not_in(cache, rows))]
+    def lacking(batch): return [row for row in batch if row not in cache]
+    missing = list(chain.from_iterable(share_batches(lacking, rows, 256)))
     if missing: cache.compute(missing, model, processor)
-
-def _not_in(cache, rows): return [i for i, row in enumerate(rows) if row not in cache]
 
 # %% ../nbs/12_evaluate.ipynb #c021
 def _answer(model, processor, config, draws, batch) -> list[dict]:
@@ -139,7 +139,8 @@ def _answer(model, processor, config, draws, batch) -> list[dict]:
 def _answer_all(answer, asked, log, batch_size):
     "Write the replies to `asked` that the log does not hold yet"
     from tqdm.auto import tqdm
-    done, quiet = len(log.records), {} if is_first_process() else dict(disable=True)
+    done = len(log.records)
+    quiet = dict(disable=True) if rank_and_world_size()[0] else {}   # one bar is enough
     with tqdm(total=len(asked), initial=done, unit="reply", desc="predicting", **quiet) as bar:
         for records in share_batches(answer, asked[done:], batch_size):
             log.write(records)
@@ -149,14 +150,14 @@ def _answer_all(answer, asked, log, batch_size):
 def _predict(model, processor, rows, chats, config, sampling, out, batch_size, **more):
     "The replies to `chats`, from the file as far as they are in it"
     settings, answers = {}, sampling.answers if sampling else 1
-    collect = partial(_settings, model, processor, rows, chats, config, sampling, **more)
-    if out: settings = compute_once(collect)
+    if out: settings = _settings(model, processor, rows, chats, config, sampling, **more)
     asked = [(row, i, chat) for row, chat in zip(rows, chats) for i in range(answers)]
     draws = sampling and partial(
         sampling.draws, seed=more["seed"], max_new_tokens=config.max_new_tokens)
     answer = partial(_answer, model, processor, config, draws)
     with PredictionLog(out, settings, batch_size, len(asked)) as log:
-        _fill_cache(model, processor, [row for row, *_ in asked[len(log.records):]])
+        todo = {row["name"]: row for row, *_ in asked[len(log.records):]}
+        _fill_cache(model, processor, list(todo.values()))
         _answer_all(answer, asked, log, batch_size)
     return pd.DataFrame(log.records)
 
