@@ -98,11 +98,12 @@ def _processor_hash(processor) -> str:
     return _json_hash([fields, tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}])
 
 # %% ../nbs/12_evaluate.ipynb #7b7e4063
-def _config_hash(config) -> str:
+def _config_hash(model, config) -> str:
     "A hash of how a model writes, but for the length, which has a name of its own"
-    fields = config.to_diff_dict()
-    for name in ("max_new_tokens", "transformers_version"): fields.pop(name, None)
-    return _json_hash(fields)
+    own = getattr(model.generation_config, "to_diff_dict", dict)()   # where `config` is open
+    passing = {"max_new_tokens", "transformers_version", "_from_model_config"}
+    fields = own | config.to_diff_dict()
+    return _json_hash({name: x for name, x in fields.items() if name not in passing})
 
 def _clips_settings(processor, rows, chats) -> dict:
     "Hashes of what is asked, and about what"
@@ -115,7 +116,7 @@ def _settings(model, processor, rows, chats, config, sampling, **more) -> dict:
     fields = dict.fromkeys(_Sampling.__annotations__) | (asdict(sampling) if sampling else {})
     if not (sampling or more["shuffle_media"]): more["seed"] = None
     return dict(model=weights_hash(model), **_clips_settings(processor, rows, chats),
-                max_new_tokens=config.max_new_tokens, generation=_config_hash(config),
+                max_new_tokens=config.max_new_tokens, generation=_config_hash(model, config),
                 sample=bool(sampling), **fields, **more)
 
 # %% ../nbs/12_evaluate.ipynb #74dd5534

@@ -265,6 +265,15 @@ def test_settings_of_the_checkpoint_are_not_used(model):
     for kind in kinds: assert after[kind].equals(before[kind])
 
 
+def test_a_setting_of_the_checkpoint_that_is_used_is_on_record(model, tmp_path):
+    "What the configuration of an evaluation leaves open comes from the model"
+    run(model, out=tmp_path/"a.jsonl")
+    model.generation_config.min_length = 50
+    with pytest.raises(ValueError, match="other settings: generation is [^;]*$"):
+        run(model, out=tmp_path/"a.jsonl")
+    model.generation_config.min_length = None
+
+
 def test_top_k_is_an_argument(model, tmp_path):
     greedy, out = run(model), tmp_path/"a.jsonl"
     assert run(model, sample=True, top_k=1, out=out)["reply"].equals(greedy["reply"])
