@@ -8,7 +8,6 @@ __all__ = ['LABELS_QUESTION', 'STAGES', 'STAGE_KEYS', 'shuffle_clips', 'predict_
            'missing_keys', 'write_metrics']
 
 # %% ../nbs/12_evaluate.ipynb #c003
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from .endpoints import ChatEndpoint, ReplyCache
-from .fingerprints import short_hash, weights_hash
+from .fingerprints import file_hash, short_hash, weights_hash
 from .labels import check_mode, parse_labels, parse_response
 from .messages import list_some
 from .metrics import ew_interval, ew_rewards, ew_score
@@ -75,8 +74,7 @@ def _json_hash(x) -> str:
 
 def _content(path) -> str:
     "Hash of a file; a path without a file stands for itself"
-    if not Path(path).is_file(): return str(path)
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(path) if Path(path).is_file() else str(path)
 
 def _contents(paths) -> list[str]:
     with ThreadPoolExecutor() as pool: return list(pool.map(_content, paths))

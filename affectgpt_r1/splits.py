@@ -6,7 +6,6 @@
 __all__ = ['check_media', 'rl_split', 'shared_clips', 'check_leakage', 'parse_source', 'load_splits']
 
 # %% ../nbs/machinery/splits.ipynb #b2d57381
-import hashlib
 import os
 import warnings
 from collections import defaultdict
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .data import TRACKS, load_mer2025, load_mer2026, load_unibench
 from .endpoints import ReplyCache
+from .fingerprints import file_hash
 from .media import read_faces, read_video, read_waveform
 from .messages import list_some
 from .unibench import UNIBENCH
@@ -126,9 +126,7 @@ def _digests(paths, sizes):
     "Hash -> indices, of the files that have one of `sizes`"
     found = defaultdict(list)
     for i, size in _sizes(paths):
-        if size not in sizes: continue
-        with open(paths[i], "rb") as file: digest = hashlib.file_digest(file, "sha256").digest()
-        found[digest].append(i)
+        if size in sizes: found[file_hash(paths[i])].append(i)
     return found
 
 def _same_files(a, b):
