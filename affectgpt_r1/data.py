@@ -65,6 +65,12 @@ TRACKS = {
         candidates=_Track("track1_track2_candidate.csv", None, None, 20000),
         test=_Track("track2_test.csv", "openset", None, 1000))}
 
+# %% ../nbs/05_data.ipynb #c6e0a96e
+def _elsewhere(corpus, name):
+    "Where the labels of a track are, if not in this corpus"
+    if (corpus, name) != ("MER2025", "human"): return []
+    return ["the human labels were published with MER2026: give its folder to `load_mer2026`"]
+
 # %% ../nbs/05_data.ipynb #a586c649
 @dataclass
 class _Reading:
@@ -221,6 +227,7 @@ def _load_mer(root, corpus, name, missing):
     track = TRACKS[corpus][name]
     reading = _Reading(root, f"track {name} of a {corpus} folder", track.n_clips, missing)
     names, cells = _read_labels(reading, track.label_file, track.column)
+    if not names: reading.problems += _elsewhere(corpus, name)
     texts = _read_texts(reading, track, names)
     n, subtitles = len(names), texts["subtitle_chieng.csv"]
     rows = dict(

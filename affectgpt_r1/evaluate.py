@@ -12,6 +12,8 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from math import comb
 from pathlib import Path
@@ -21,11 +23,12 @@ import numpy as np
 import pandas as pd
 
 from .endpoints import ChatEndpoint, ReplyCache
-from .fingerprints import short_hash, weights_hash
-from .labels import QUESTIONS, check_mode, parse_labels, parse_response
+from .fingerprints import file_hash, short_hash, weights_hash
+from .labels import check_mode, parse_labels, parse_response
 from .messages import list_some
 from .metrics import ew_interval, ew_rewards, ew_score
-from .predictions import PredictionLog, sampling_processors
+from .predictions import (
+    PredictionLog, is_truncated, rank_and_world_size, sampling_processors, share_batches)
 from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/12_evaluate.ipynb #c014
@@ -50,34 +53,112 @@ def _check_rows(dataset) -> list[dict]:
         raise ValueError(f"{len(twice)} names belong to more than one clip: {list_some(twice)}")
     return rows
 
-def _config_hash(config) -> str:
-    "A hash of how a model writes, but for the length, which has a name of its own"
-    fields = config.to_diff_dict()
-    for name in ("max_new_tokens", "transformers_version"): fields.pop(name, None)
-    return short_hash(json.dumps(fields, sort_keys=True, default=str))
+# %% ../nbs/12_evaluate.ipynb #1ae72435
+@dataclass(frozen=True)
+class _Sampling:
+    "How answers are sampled"
+    answers: int
+    temperature: float
+    top_p: float
+    top_k: int | None
 
-def _settings(model, rows, mode, config, shuffle_media, seed, sampling) -> dict:
-    "What two runs must share for their replies to be the same"
-    clips = [row[k] for row in rows for k in ("name", "subtitle")]
-    return dict(model=weights_hash(model), clips=short_hash(QUESTIONS[mode], *clips), mode=mode,
-                max_new_tokens=config.max_new_tokens, generation=_config_hash(config),
-                shuffle_media=shuffle_media,
-                seed=seed if sampling or shuffle_media else None, sample=bool(sampling), **sampling)
+    def draws(self, asked, seed, max_new_tokens):
+        "The logits processors for a batch of (row, number of the sample)"
+        return sampling_processors(
+            asked, seed, max_new_tokens, self.temperature, self.top_p, self.top_k)
+
+# %% ../nbs/12_evaluate.ipynb #e8b10dc7
+def _json_hash(x) -> str:
+    "A hash of nested lists and dicts"
+    return short_hash(json.dumps(x, sort_keys=True, default=str))
+
+def _content(path) -> str:
+    "Hash of a file; a path without a file stands for itself"
+    return file_hash(path) if Path(path).is_file() else str(path)
+
+def _contents(paths) -> list[str]:
+    with ThreadPoolExecutor() as pool: return list(pool.map(_content, paths))
+
+def _media_hash(processor, rows) -> str:
+    "A hash of the files that the model gets, in the order of the clips"
+    def pictures(row):
+        face = getattr(processor, "visual", "frame") == "face" and row.get("face")
+        return face or row["video"] or ""
+    files = [path for row in rows for path in (pictures(row), row["audio"] or "")]
+    return short_hash(*chain.from_iterable(share_batches(_contents, files, 256)))
+
+# %% ../nbs/12_evaluate.ipynb #9d1dbd4e
+def _processor_hash(processor) -> str:
+    "A hash of how a processor prepares media and words"
+    fields = processor.to_dict() if hasattr(processor, "to_dict") else {}
+    fields = {k: v for k, v in fields.items() if k != "processor_class"}
+    tokenizer = getattr(processor, "tokenizer", None)
+    return _json_hash([fields, tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}])
+
+# %% ../nbs/12_evaluate.ipynb #7b7e4063
+def _config_hash(model, config) -> str:
+    "A hash of how a model writes, but for the length, which has a name of its own"
+    own = getattr(model.generation_config, "to_diff_dict", dict)()   # where `config` is open
+    passing = {"max_new_tokens", "transformers_version", "_from_model_config"}
+    fields = own | config.to_diff_dict()
+    return _json_hash({name: x for name, x in fields.items() if name not in passing})
+
+def _clips_settings(processor, rows, chats) -> dict:
+    "Hashes of what is asked, and about what"
+    prompts = processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+    return dict(clips=short_hash(*(row["name"] for row in rows)), prompts=_json_hash(prompts),
+                media=_media_hash(processor, rows), processor=_processor_hash(processor))
+
+def _settings(model, processor, rows, chats, config, sampling, **more) -> dict:
+    "What two runs must share for their replies to be the same; `more`: mode, seed, shuffle_media"
+    fields = dict.fromkeys(_Sampling.__annotations__) | (asdict(sampling) if sampling else {})
+    if not (sampling or more["shuffle_media"]): more["seed"] = None
+    return dict(model=weights_hash(model), **_clips_settings(processor, rows, chats),
+                max_new_tokens=config.max_new_tokens, generation=_config_hash(model, config),
+                sample=bool(sampling), **fields, **more)
+
+# %% ../nbs/12_evaluate.ipynb #74dd5534
+def _fill_cache(model, processor, rows):
+    "Compute in batches what a cache of features lacks"
+    cache = getattr(processor, "features", None)
+    if not hasattr(cache, "__contains__"): return
+    def lacking(batch): return [row for row in batch if row not in cache]
+    missing = list(chain.from_iterable(share_batches(lacking, rows, 256)))
+    if missing: cache.compute(missing, model, processor)
 
 # %% ../nbs/12_evaluate.ipynb #c021
-def _answer(model, processor, asked, log, batch_size, config, make_chat, make_draws):
+def _answer(model, processor, config, draws, batch) -> list[dict]:
+    "The records of a batch of (row, number of the sample, chat)"
+    from affectgpt_r1.inference import generate_replies
+    chats, asked = [chat for *_, chat in batch], [(row, i) for row, i, _ in batch]
+    replies = generate_replies(model, processor, chats, config, draws and draws(asked))
+    return [dict(name=row["name"], sample=i, reply=x.text, truncated=is_truncated(x, config))
+            for (row, i), x in zip(asked, replies)]
+
+def _answer_all(answer, asked, log, batch_size):
     "Write the replies to `asked` that the log does not hold yet"
     from tqdm.auto import tqdm
+    done = len(log.records)
+    quiet = dict(disable=True) if rank_and_world_size()[0] else {}   # one bar is enough
+    with tqdm(total=len(asked), initial=done, unit="reply", desc="predicting", **quiet) as bar:
+        for records in share_batches(answer, asked[done:], batch_size):
+            log.write(records)
+            bar.update(len(records))
 
-    from affectgpt_r1.inference import generate_replies
-    done, n = len(log.replies), len(asked)
-    with tqdm(total=n, initial=done, unit="reply", desc="predicting") as bar:
-        for start in range(done, n, batch_size):
-            batch = asked[start:start + batch_size]
-            chats = [make_chat(row) for row, _ in batch]
-            replies = generate_replies(model, processor, chats, config, make_draws(batch))
-            log.write(batch, [reply.text for reply in replies])
-            bar.update(len(batch))
+# %% ../nbs/12_evaluate.ipynb #9dfd35f6
+def _predict(model, processor, rows, chats, config, sampling, out, batch_size, **more):
+    "The replies to `chats`, from the file as far as they are in it"
+    settings, answers = {}, sampling.answers if sampling else 1
+    if out: settings = _settings(model, processor, rows, chats, config, sampling, **more)
+    asked = [(row, i, chat) for row, chat in zip(rows, chats) for i in range(answers)]
+    draws = sampling and partial(
+        sampling.draws, seed=more["seed"], max_new_tokens=config.max_new_tokens)
+    answer = partial(_answer, model, processor, config, draws)
+    with PredictionLog(out, settings, batch_size, len(asked)) as log:
+        todo = {row["name"]: row for row, *_ in asked[len(log.records):]}
+        _fill_cache(model, processor, list(todo.values()))
+        _answer_all(answer, asked, log, batch_size)
+    return pd.DataFrame(log.records)
 
 # %% ../nbs/12_evaluate.ipynb #c026
 def predict_clips(
@@ -86,36 +167,28 @@ def predict_clips(
     dataset: Iterable[dict],           # Rows with `name`, `video`, `audio`, `subtitle`
     mode: str = "answer",              # "answer" or "think"
     out: str | Path | None = None,     # JSONL file to stream to and to resume from
-    batch_size: int = 32,              # Replies at once
+    batch_size: int = 32,              # Replies at once, in each process
     sample: bool = False,              # Greedy if not
     answers: int = 1,                  # Samples per clip
     temperature: float = 1.0,          # Of the samples
     top_p: float = 0.9,                # Of the samples
+    top_k: int | None = None,          # Of the samples; all tokens if None
     seed: int = 0,                     # Of the samples, and of the shuffling
     max_new_tokens: int | None = None, # Longest reply; the model's own limit by default
     shuffle_media: bool = False,       # Give each question the media of another clip
     prompt: Callable | None = None,    # f(row, mode) -> messages; `make_prompt` by default
-) -> pd.DataFrame:                     # name, sample, reply
+) -> pd.DataFrame:                     # name, sample, reply, truncated
     "The model's replies to each clip, in the order of the data set"
     from affectgpt_r1.inference import generation_config
     if prompt is None: from affectgpt_r1.processing import make_prompt as prompt
     check_mode(mode)
     if answers > 1 and not sample:
         raise ValueError(f"{answers} greedy answers to a clip would be the same: give sample=True")
-    rows = _check_rows(dataset)
-    config = generation_config(model, processor, mode, max_new_tokens)
-    warp = dict(temperature=temperature, top_p=top_p, top_k=model.generation_config.top_k)
-    sampling = dict(answers=answers, **warp) if sample else {}
-    settings = _settings(model, rows, mode, config, shuffle_media, seed, sampling)
+    rows, config = _check_rows(dataset), generation_config(model, processor, mode, max_new_tokens)
     if shuffle_media: rows = shuffle_clips(rows, seed)
-    asked = [(row, i) for row in rows for i in range(answers)]
-    def make_chat(row): return prompt(row, mode)
-    def make_draws(batch):
-        if not sample: return None
-        return sampling_processors(batch, seed, config.max_new_tokens, **warp)
-    with PredictionLog(out, settings, batch_size, len(asked)) as log:
-        _answer(model, processor, asked, log, batch_size, config, make_chat, make_draws)
-    return log.table(asked)
+    sampling = _Sampling(answers, temperature, top_p, top_k) if sample else None
+    return _predict(model, processor, rows, [prompt(row, mode) for row in rows], config, sampling,
+                    out, batch_size, mode=mode, seed=seed, shuffle_media=shuffle_media)
 
 # %% ../nbs/12_evaluate.ipynb #c033a
 def read_labels(
@@ -138,20 +211,34 @@ def _scores(gold, pred, wheels) -> dict:
     return dict(ew_f=s.f, ew_precision=s.precision, ew_recall=s.recall, mean_labels=s.mean_labels,
                 ci95=list(ew_interval(gold, pred, wheels=wheels)))
 
+# %% ../nbs/12_evaluate.ipynb #16ce332e
+def _by_name(table: pd.DataFrame) -> dict[str, str]:
+    "Name -> reply"
+    if table["name"].duplicated().any():
+        raise ValueError("there is more than one answer to a clip: score one sample at a time, as "
+                         "table[table['sample'] == 0]")
+    return dict(zip(table["name"], table["reply"]))
 
+def _truncated_rate(gold, table) -> dict:
+    "The share of replies that were cut"
+    return dict(truncated_rate=float(table["truncated"][table["name"].isin(list(gold))].mean()))
+
+# %% ../nbs/12_evaluate.ipynb #655556d2
 def score_predictions(
-    gold: Mapping[str, list],              # Name -> labels
-    replies: Mapping[str, str],            # Name -> what the model wrote
-    wheels: EmotionWheels | None = None,   # From `load_wheels`; the built-in ones by default
-    mode: str = "answer",                  # As in `read_labels`
-    extract: Callable | None = None,       # As in `read_labels`
-) -> dict:                                 # The numbers of `STAGE_KEYS` but for the sampled score
+    gold: Mapping[str, list],                # Name -> labels
+    replies: Mapping[str, str] | pd.DataFrame,  # Name -> reply, or a table of `predict_clips`
+    wheels: EmotionWheels | None = None,     # From `load_wheels`; the built-in ones by default
+    mode: str = "answer",                    # As in `read_labels`
+    extract: Callable | None = None,         # As in `read_labels`
+) -> dict:                                   # `STAGE_KEYS` without the sampled score
     "Emotion-wheel scores of a model's replies, words per answer, and how often the format was kept"
-    replies = {name: replies[name] for name in gold if name in replies}
-    scores = _scores(gold, read_labels(replies, mode, extract), wheels or load_wheels())
-    kept = [parse_response(reply, mode).well_formed for reply in replies.values()]
+    more = _truncated_rate(gold, replies) if isinstance(replies, pd.DataFrame) else {}
+    said = _by_name(replies) if more else replies
+    said = {name: said[name] for name in gold if name in said}
+    scores = _scores(gold, read_labels(said, mode, extract), wheels or load_wheels())
+    kept = [parse_response(reply, mode).well_formed for reply in said.values()]
     extractor = extract.name if extract else "rule"
-    return scores | dict(format_rate=float(np.mean(kept)), extractor=extractor)
+    return scores | dict(format_rate=float(np.mean(kept)), extractor=extractor) | more
 
 # %% ../nbs/12_evaluate.ipynb #c040b
 def best_of(
@@ -176,6 +263,14 @@ LABELS_QUESTION = (
     "Answer with nothing but a list of words in square brackets, separated by commas; [] if it "
     "names none.\n\nDescription: {text}")
 
+# %% ../nbs/12_evaluate.ipynb #9500e007
+def _ask_for_labels(endpoint, cache, text) -> str:
+    "A server's reply to the question for the labels in `text`"
+    try: return endpoint.ask(LABELS_QUESTION.format(text=text), max_tokens=128)
+    except ValueError as error:
+        raise ValueError(f"{error}; {len(cache)} answers are kept in {cache.path}: see to the "
+                         "server and run again") from None
+
 # %% ../nbs/12_evaluate.ipynb #c040g
 class EndpointLabels:
     "Labels of an answer, as a language model behind an OpenAI-compatible endpoint reads them"
@@ -194,14 +289,8 @@ class EndpointLabels:
 
     def __call__(self, text: str) -> list[str]:
         "The labels that the model reads in `text`"
-        key = short_hash(self.name, text)
-        return parse_labels(self.cache.recall(key, lambda: self._ask(text)))
-
-    def _ask(self, text):
-        try: return self.endpoint.ask(LABELS_QUESTION.format(text=text), max_tokens=128)
-        except ValueError as error:
-            kept = f"{len(self.cache)} answers are kept in {self.cache.path}"
-            raise ValueError(f"{error}; {kept}: see to the server and run again") from None
+        ask = partial(_ask_for_labels, self.endpoint, self.cache, text)
+        return parse_labels(self.cache.recall(short_hash(self.name, text), ask))
 
 # %% ../nbs/12_evaluate.ipynb #c042
 def frequent_words(
@@ -255,7 +344,7 @@ def frequency_baseline(
 # %% ../nbs/12_evaluate.ipynb #c052
 _NAMES = dict(ew_f="EW F", low="95 % low", high="95 % high", ew_precision="precision",
               ew_recall="recall", mean_labels="words per answer", format_rate="format kept",
-              ew_f_sampled="EW F, sampled")
+              truncated_rate="cut", ew_f_sampled="EW F, sampled")
 
 def _numbers(scores: dict) -> dict:
     "The numbers among the scores, and the ends of the interval"

@@ -11,7 +11,9 @@ from test_media import greys, tone, write
 
 from affectgpt_r1.data import (
     COLUMNS, TRACKS, load_folder, load_mer2025, load_mer2026, load_unibench, read_npz)
-from affectgpt_r1.splits import check_leakage, check_media, rl_split, shared_clips
+from affectgpt_r1 import splits
+from affectgpt_r1.splits import (
+    check_leakage, check_media, load_splits, parse_source, rl_split, shared_clips)
 from affectgpt_r1.unibench import UNIBENCH
 
 BESIDE = Path(__file__).resolve().parents[1].parent/"shared/reference"
@@ -419,6 +421,136 @@ def test_files_that_nobody_has_are_no_leak(media, tmp_path):
         columns = dict(name=[name], video=[""], audio=[str(tmp_path/wav)])
         return a.from_dict(a.to_dict() | columns, features=a.features)
     check_leakage(other("one", "none.wav"), other("two", "empty.wav"))
+
+
+# the splits of an experiment, with folders as a lab has them
+
+def sample_names(kind, n): return [f"{kind}_{i:05d}" for i in range(n)]
+
+
+def film(root, names):
+    "Files of each clip that no other clip has, the same ones in every folder"
+    for name in names:
+        shade = sum(map(ord, name)) % 251
+        write(root/f"video/{name}.mp4", np.full((9, 48, 64, 3), shade, np.uint8))
+        sf.write(root/f"audio/{name}.wav", np.full(8000, shade / 999), 16000)
+
+
+@pytest.fixture
+def real(media, tmp_path):
+    """The real folders in small: no human track in MER2025; in MER2026 no descriptions, and a human
+    track that holds the test clips (332 of 1,532) and a clip of the captions"""
+    caption, test = sample_names("caption", 4), sample_names("sample", 2)
+    human = [*test, *sample_names("samplenew", 3), caption[0]]
+    parts = dict(MER2025=dict(caption=caption, ovmerd=test, disdim=["d0"], candidates=["k0"]),
+                 MER2026=dict(caption=caption, human=human, discrete=["e0"], candidates=["k0"]))
+    for corpus, names in parts.items():
+        root = mer_folder(tmp_path/corpus, media, corpus, **names)
+        every = {name for ns in names.values() for name in ns}
+        film(root, every)
+        table(root/"subtitle_chieng.csv", name=sorted(every), english="Well.")
+    return dict(caption=(tmp_path/"MER2025", "caption"), human=(tmp_path/"MER2026", "human"),
+                test=(tmp_path/"MER2025", "ovmerd"), progress=False)
+
+
+def test_test_clips_among_the_human_clips_are_refused(real):
+    with pytest.raises(ValueError) as e: load_splits(**real)
+    assert str(e.value) == (
+        "the data cannot be used as asked:\nhuman and test: 2 clips are in both splits, by name or "
+        "by the bytes of their files: sample_00000, sample_00001\n"
+        "leakage='drop' leaves them out of human")
+
+
+def test_test_clips_are_left_out_of_training(real, capsys, recwarn):
+    "By name, and also a copy under another name; what captions and human labels share is reported"
+    root = real["human"][0]
+    shutil.copy(root/"video/sample_00001.mp4", root/"video/samplenew_00002.mp4")
+    found = load_splits(**real, leakage="drop")
+    assert {name: split["name"][:] for name, split in found.items()} == dict(
+        caption=sample_names("caption", 4), test=sample_names("sample", 2),
+        human=[*sample_names("samplenew", 2), "caption_00000"])
+    assert all(found["caption"]["description"]) and not any(found["human"]["description"])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(" (")[0] for line in said] == [
+        "caption: 4 clips", "human: 3 clips", "test: 2 clips"]
+    assert "human of a MER2026 folder: 6 clips; the published set has 1,532" in said[1]
+    assert said[1].endswith("; left out because they are test clips: 3; also in caption: 1; "
+                            "2.0 labels per clip)")
+    assert not recwarn.list   # the report has said it
+    check_leakage(found["human"], found["test"])
+
+
+def test_the_human_track_of_mer2025(real):
+    wrong = real | dict(human=(real["caption"][0], "human"))
+    with pytest.raises(ValueError) as e: load_splits(**wrong)
+    for part in ("human: ", "track2_train_human.csv: no such file",
+                 "the human labels were published with MER2026: give its folder"):
+        assert part in str(e.value)
+
+
+def test_gaps_of_the_real_folders(real, capsys):
+    "A video without a video stream, a file that is missing, faces that are missing"
+    root = real["human"][0]
+    write(root/"video/samplenew_00001.mp4", wave=tone())
+    (root/"audio/samplenew_00002.wav").unlink()
+    shutil.rmtree(root/"openface_face/samplenew_00000")
+    with pytest.raises(ValueError) as e: load_splits(**real)
+    for part in ("audio/<name>.wav: no file for clip samplenew_00002", "2 clips are in both splits",
+                 "clip samplenew_00001: ", "has no video stream", "missing='drop' leaves"):
+        assert part in str(e.value)   # everything at once
+    dropped = load_splits(**real, leakage="drop", missing="drop")["human"]
+    assert dropped["name"][:] == ["samplenew_00000", "caption_00000"]
+    capsys.readouterr()
+    masked = load_splits(**real, leakage="drop", missing="mask")["human"]
+    assert masked["name"][:] == [*sample_names("samplenew", 3), "caption_00000"]
+    assert [bool(path) for path in masked["video"]] == [True, False, True, True]
+    assert [bool(path) for path in masked["audio"]] == [True, True, False, True]
+    said = capsys.readouterr().out
+    assert "masked because a file cannot be decoded: samplenew_00001" in said
+    assert "masked: audio/<name>.wav: no file for 1" in said and "without a face file: 1" in said
+
+
+def test_a_test_set_of_unibench(real, media, tmp_path):
+    set_folder(tmp_path/"unibench", media, "OVMERDPlus")
+    found = load_splits(**real | dict(test=(tmp_path/"unibench", "OVMERDPlus")))
+    assert found["test"]["name"][:] == set_names("OVMERDPlus") and len(found["human"]) == 6
+    assert list(load_splits(test=(tmp_path/"unibench", "OVMERDPlus"), progress=False)) == ["test"]
+
+
+def test_a_file_is_decoded_once(real, tmp_path, monkeypatch):
+    "As long as it does not change, if there is a file that remembers it"
+    how = real | dict(leakage="drop", checked=tmp_path/"checked.jsonl")
+    first = load_splits(**how)
+    def fail(path): raise ValueError(f"{path}: is read again")
+    for column, read in list(splits._READERS.items()):
+        again = lambda path: fail(path)
+        again.__name__ = read.__name__
+        monkeypatch.setitem(splits._READERS, column, again)
+    assert load_splits(**how)["human"]["name"][:] == first["human"]["name"][:]
+    os.utime(real["test"][0]/"video/sample_00000.mp4", (1, 1))
+    with pytest.raises(ValueError, match="1 file cannot be used.*\n.*sample_00000.mp4: is read ag"):
+        load_splits(**how)
+
+
+def test_sources():
+    "The last colon counts: a drive has one, too"
+    assert parse_source("data/MER2026:human") == ("data/MER2026", "human")
+    assert parse_source(r"C:\data\MER2026:human") == (r"C:\data\MER2026", "human")
+    for text in ("data/MER2026", r"C:\data\MER2026", "C:/data", ":human", "data:", ""):
+        with pytest.raises(ValueError, match="is not FOLDER:TRACK, as"): parse_source(text)
+
+
+def test_choices_of_splits(tmp_path):
+    with pytest.raises(ValueError, match="missing 'ignore' is unknown, take one of error, drop, m"):
+        load_splits(missing="ignore")
+    with pytest.raises(ValueError, match="leakage 'mask' is unknown, take one of error, drop$"):
+        load_splits(leakage="mask")
+    with pytest.raises(ValueError, match="give at least one of caption, human and test"):
+        load_splits()
+    with pytest.raises(ValueError, match="human: track 'humans' is unknown, take one of caption"):
+        load_splits(human=(tmp_path, "humans"))
+    with pytest.raises(ValueError, match="caption: .*nowhere: no such folder"):
+        load_splits(caption=(tmp_path/"nowhere", "caption"))
 
 
 @pytest.fixture

@@ -1,12 +1,16 @@
 "Evaluation: predictions that survive anything, and baselines and records that say what they should"
 import itertools
 import json
+import multiprocessing
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -38,8 +42,9 @@ class Letters:
     placeholder_ids = [2]
     fail_at, calls = None, 0
 
-    def apply_chat_template(self, chats, **kwargs):
+    def apply_chat_template(self, chats, tokenize=True, **kwargs):
         import torch
+        if not tokenize: return [chat[0]["content"] for chat in chats]
         if self.calls == self.fail_at: raise KeyboardInterrupt
         self.calls += 1
         ids = [[3 + ord(c) % 20 for c in chat[0]["content"]] for chat in chats]
@@ -55,7 +60,7 @@ class Letters:
 
 class Slow(Letters):
     def apply_chat_template(self, chats, **kwargs):
-        time.sleep(.02)
+        time.sleep(.02 * kwargs.get("tokenize", True))
         return super().apply_chat_template(chats, **kwargs)
 
 
@@ -131,6 +136,241 @@ def test_batches_do_not_matter(model, tmp_path, how, size):
     run(model, out=tmp_path/"a.jsonl", **how)
     run(model, out=tmp_path/"b.jsonl", batch_size=size, **how)
     assert (tmp_path/"a.jsonl").read_bytes() == (tmp_path/"b.jsonl").read_bytes()
+
+
+# several processes
+
+class Torn(Letters):
+    "Fails in the second process"
+    def apply_chat_template(self, chats, **kwargs):
+        from torch import distributed
+        if distributed.get_rank() == 1: raise ValueError("a torn clip")
+        return super().apply_chat_template(chats, **kwargs)
+
+
+def in_group(rank, port, launched, work, args, found):
+    "One of two processes: put (rank, what `work` returns, or the error) into `found`"
+    from torch import distributed
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
+                       MASTER_PORT=str(port))
+    if launched: os.environ["WORLD_SIZE"] = "2"   # by a launcher; nobody has joined yet
+    else: distributed.init_process_group("gloo", rank=rank, world_size=2,
+                                         timeout=timedelta(seconds=120))
+    try: found.put((rank, work(*args)))
+    except Exception as e: found.put((rank, repr(e)))
+    distributed.destroy_process_group()
+
+
+def two_processes(launched, work, *args):
+    "Two processes that do `work(*args)` together, and the queue for what they find"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    found = spawn.Queue()
+    started = [spawn.Process(target=in_group, args=(rank, port, launched, work, args, found))
+               for rank in range(2)]
+    for process in started: process.start()
+    return started, found
+
+
+def shared_runs(folder):
+    "Every kind of answers, and what is raised"
+    model, tables = small_model(), {}
+    for name, how in HOW.items():
+        tables[name] = run(model, out=folder/f"{name}.jsonl", **how).to_dict("list")
+        run(model, out=folder/f"{name}-resumed.jsonl", **how)
+    processor = Letters()
+    tables["no file"] = run(model, processor).to_dict("list")
+    tables["batches"] = processor.calls
+    for name, how in dict(torn=dict(processor=Torn()), other=dict(out=folder/"greedy.jsonl", seed=1,
+                                                                  sample=True)).items():
+        try: run(model, **how)
+        except Exception as e: tables[name] = repr(e)
+    return tables
+
+
+def test_two_processes_write_the_file_of_one(model, tmp_path):
+    "Also where a file of one process is resumed; an error in one of them stops both"
+    whole = {name: run(model, out=tmp_path/f"one-{name}", **how) for name, how in HOW.items()}
+    for name in HOW:
+        written = (tmp_path/f"one-{name}").read_bytes()
+        (tmp_path/f"{name}-resumed.jsonl").write_bytes(written[:len(written) // 2])
+    started, queue = two_processes(False, shared_runs, tmp_path)
+    found = dict(queue.get(timeout=120) for _ in started)
+    for process in started: process.join()
+    for name in HOW:
+        for file in (f"{name}.jsonl", f"{name}-resumed.jsonl"):
+            assert (tmp_path/file).read_bytes() == (tmp_path/f"one-{name}").read_bytes()
+        for rank in (0, 1): assert found[rank][name] == whole[name].to_dict("list")
+    for rank in (0, 1):
+        assert found[rank]["no file"] == found[rank]["greedy"]
+        assert found[rank]["batches"] == 3   # of five, and the last one again
+    assert found[1]["torn"] == "ValueError('a torn clip')"
+    assert "process 1 of 2 stopped with ValueError: a torn clip" in found[0]["torn"]
+    assert "was made with other settings" in found[0]["other"]
+    assert "process 0 of 2 stopped with ValueError" in found[1]["other"]
+
+
+def slow_run(out): run(small_model(), Slow(), out=out, batch_size=2, **HOW["several"])
+
+
+def test_two_killed_processes_are_resumed_by_one(model, tmp_path):
+    whole = run(model, out=tmp_path/"whole.jsonl", **HOW["several"])
+    written, out = (tmp_path/"whole.jsonl").read_bytes(), tmp_path/"killed.jsonl"
+    started, _ = two_processes(True, slow_run, out)
+    while not out.exists() or out.stat().st_size < len(written) / 3: time.sleep(.002)
+    for process in started: process.kill()
+    for process in started: process.join()
+    left = out.read_bytes()
+    assert len(written) / 3 <= len(left) < len(written) and written.startswith(left[:-9])
+    assert run(model, out=out, **HOW["several"]).equals(whole) and out.read_bytes() == written
+
+
+class Cache:
+    "A cache of features that only knows names, and counts what it is asked"
+    def __init__(self, known): self.known, self.computed = set(known), []
+    def __contains__(self, row): return row["name"] in self.known
+
+    def compute(self, rows, model, processor):
+        assert processor.features is self and model.training
+        self.computed.append([row["name"] for row in rows])
+        self.known |= {row["name"] for row in rows}
+
+
+def test_features_that_are_missing_are_computed_first(model, tmp_path):
+    processor = Letters()
+    processor.features = cache = Cache(["c0", "c2"])
+    plain, how = run(model, rows=rows[:4], **HOW["several"]), HOW["several"]
+    assert run(model, processor, rows=rows[:4], **how).equals(plain)
+    assert cache.computed == [["c1", "c3"]]
+    run(model, processor, rows=rows[:4])
+    assert len(cache.computed) == 1   # nothing is missing any more
+    run(model, out=tmp_path/"a.jsonl")
+    run(model, processor, out=tmp_path/"a.jsonl")
+    assert len(cache.computed) == 1   # nothing is left to answer
+
+
+# what decides a reply
+
+def test_settings_of_the_checkpoint_are_not_used(model):
+    "A penalty and a `top_k` as Qwen2.5 has them change no answer, greedy or sampled"
+    kinds = dict(greedy={}, sampled=dict(sample=True, answers=2))
+    before = {kind: run(model, **how) for kind, how in kinds.items()}
+    own = model.generation_config
+    kept = own.to_dict()
+    own.repetition_penalty, own.top_k, own.temperature, own.do_sample = 5., 1, .2, True
+    after = {kind: run(model, **how) for kind, how in kinds.items()}
+    own.update(**kept)
+    for kind in kinds: assert after[kind].equals(before[kind])
+
+
+def test_a_setting_of_the_checkpoint_that_is_used_is_on_record(model, tmp_path):
+    "What the configuration of an evaluation leaves open comes from the model"
+    run(model, out=tmp_path/"a.jsonl")
+    model.generation_config.min_length = 50
+    with pytest.raises(ValueError, match="other settings: generation is [^;]*$"):
+        run(model, out=tmp_path/"a.jsonl")
+    model.generation_config.min_length = None
+
+
+def test_top_k_is_an_argument(model, tmp_path):
+    greedy, out = run(model), tmp_path/"a.jsonl"
+    assert run(model, sample=True, top_k=1, out=out)["reply"].equals(greedy["reply"])
+    assert not run(model, sample=True)["reply"].equals(greedy["reply"])
+    with pytest.raises(ValueError, match="top_k is 1 there and None now"):
+        run(model, sample=True, out=out)
+
+
+def test_replies_that_are_cut(model, tmp_path):
+    out = tmp_path/"a.jsonl"
+    table = run(model, out=out, sample=True, max_new_tokens=4)
+    full = table["reply"].map(lambda text: len(text.split()) == 4)   # no place for the end token
+    assert table["truncated"].equals(full.rename("truncated")) and 0 < full.sum() < len(rows)
+    records = [json.loads(line) for line in out.read_text().splitlines()[1:]]
+    assert list(records[0]) == ["name", "sample", "reply", "truncated"]
+    assert [r["truncated"] for r in records] == full.tolist()
+    gold = {r["name"]: r["labels"] for r in rows}
+    assert score_predictions(gold, table, wheels)["truncated_rate"] == full.mean()
+    few = dict(list(gold.items())[:5])   # a part of what was answered
+    assert score_predictions(few, table, wheels)["truncated_rate"] == full[:5].mean()
+    replies = dict(zip(table["name"], table["reply"]))
+    assert "truncated_rate" not in score_predictions(gold, replies, wheels)
+    assert "cut" in summary_table(dict(a=score_predictions(gold, table, wheels)))
+    with pytest.raises(ValueError, match="more than one answer to a clip"):
+        score_predictions(gold, pd.concat([table, table]), wheels)
+
+
+def test_a_file_of_an_older_release_is_refused(model, tmp_path):
+    out = tmp_path/"a.jsonl"
+    run(model, out=out)
+    header, *records = map(json.loads, out.read_text().splitlines())
+    for name in ("media", "prompts"): del header["settings"][name]
+    for record in records: del record["truncated"]
+    out.write_text("".join(json.dumps(x) + "\n" for x in (header, *records)))
+    message = "older release, which did not record prompts, media. Delete it"
+    with pytest.raises(ValueError, match=message): run(model, out=out)
+
+
+@pytest.fixture(scope="module")
+def real():
+    "A toy model and its processor, with features that need no files"
+    torch = pytest.importorskip("torch")
+    from affectgpt_r1.parts import make_toy_model
+    model, processor = make_toy_model(["<answer>happy, sad</answer> Name the emotions."], seed=0)
+    sizes = dict(video=model.config.vision_config.projection_dim,
+                 audio=model.config.audio_config.hidden_size)
+    features = {f"{k}_features": torch.ones(8, n) for k, n in sizes.items()}
+    processor.features = lambda clip: features
+    return model, processor
+
+
+def filmed(folder):
+    "Three clips with files of a few bytes"
+    folder.mkdir()
+    for row in rows[:3]:
+        for key in ("video", "audio"): (folder/row[key]).write_text(f"{key} of {row['name']}")
+        (folder/f"{row['name']}.npy").write_text("faces")
+    return [row | {k: str(folder/row[k]) for k in ("video", "audio")} for row in rows[:3]]
+
+
+def test_replies_to_something_else_are_refused(real, tmp_path):
+    "Another question, subtitle, clip or picture size under the same names"
+    from affectgpt_r1.processing import make_prompt
+    model, processor = real
+    clips, out = filmed(tmp_path/"clips"), tmp_path/"a.jsonl"
+    def ask(rows=clips, **how):
+        return predict_clips(model, processor, rows, out=out, max_new_tokens=4, **how)
+    def refused(name): return pytest.raises(ValueError, match=f"other settings: {name} is [^;]*$")
+    first = ask()
+    with refused("prompts"): ask(prompt=lambda row, mode: make_prompt(row, mode, "Name them."))
+    with refused("prompts"): ask([clips[0] | dict(subtitle="Oh!"), *clips[1:]])
+    Path(clips[1]["audio"]).write_text("audio of c2")   # as many bytes
+    with refused("media"): ask()
+    Path(clips[1]["audio"]).write_text("audio of c1")
+    mean, processor.image_processor.image_mean = processor.image_processor.image_mean, [0., 0., 0.]
+    with refused("processor"): ask()
+    processor.image_processor.image_mean = mean
+    assert ask().equals(first)
+
+
+def test_a_moved_folder_and_reloaded_files_are_the_same(real, tmp_path, monkeypatch):
+    "So is another face file, where the model is shown the whole picture"
+    from transformers import AutoModelForCausalLM, AutoProcessor
+    model, processor = real
+    clips, out = filmed(tmp_path/"clips"), tmp_path/"a.jsonl"
+    how = dict(out=out, max_new_tokens=4)
+    first = predict_clips(model, processor, clips, **how)
+    shutil.move(tmp_path/"clips", tmp_path/"moved")
+    moved = [r | {k: r[k].replace("clips", "moved") for k in ("video", "audio")} for r in clips]
+    moved = [row | dict(face=str(tmp_path/"moved"/f"{row['name']}.npy")) for row in moved]
+    for part in real: part.save_pretrained(tmp_path/"saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path/"saved")
+    reader = AutoProcessor.from_pretrained(tmp_path/"saved")
+    assert predict_clips(again, reader, moved, **how).equals(first)
+    reader.visual = "face"
+    with pytest.raises(ValueError, match="media is .*; processor is "):
+        predict_clips(again, reader, moved, **how)
 
 
 def test_samples_follow_the_probabilities(model):
@@ -227,7 +467,9 @@ def test_best_of_all_choices():
 
 @pytest.mark.parametrize("reply,labels", [
     ("<answer>sad, Sad</answer>", ["sad"]), ("sad", []), ("<think>sad</think>", []), ("", []),
-    ("<answer>sad", ["sad"]), ("<think>happy</think><answer>sad</answer>", ["sad"])])
+    ("<answer>sad", ["sad"]), ("<think>happy</think><answer>sad</answer>", ["sad"]),
+    ("<think>The man frowns, and his voice is low, so he is sad, angry", []),   # cut
+    ("<think>He is sad</think>", []), ("<think>He is sad</think><answ", [])])
 def test_score_and_reward_read_the_same_labels(reply, labels):
     "A reply without `<answer>` has none; in mode plain the whole text is read"
     for mode in ("answer", "think"):
