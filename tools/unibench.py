@@ -25,12 +25,13 @@ from affectgpt_r1.benchmark import (
     unibench_difference,
     unibench_scores,
 )
-from affectgpt_r1.data import load_mer2025
+from affectgpt_r1.data import load_mer2025, load_unibench
 from affectgpt_r1.features import FeatureCache
 from affectgpt_r1.inference import MAX_NEW_TOKENS
 from affectgpt_r1.inference import AffectGPT
 from affectgpt_r1.toy import load_states
 from affectgpt_r1.toy_states import intensity_band
+from affectgpt_r1.unibench import UNIBENCH
 from affectgpt_r1.wheels import load_wheels
 from tools.results import OUT, made_by
 
@@ -55,6 +56,8 @@ def load_model(run, name):
     model = AutoModelForCausalLM.from_pretrained(run / name).eval()
     processor = AutoProcessor.from_pretrained(run / name)
     processor.features = FeatureCache(run / "features", model, processor)
+    for key in UNIBENCH:
+        processor.features.compute(load_unibench(run / "corpus/unibench", key), model, processor)
     return model, processor
 
 
