@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch", reason="needs the `train` extra")
 
 import numpy as np
 from datasets import Dataset
+from model_cases import human
 from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -26,6 +27,7 @@ from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.configuration import toy_config
 from affectgpt_r1.convert import (
     from_released, load_released, read_released, released_protocol, released_state, save_released)
+from affectgpt_r1.features import FeatureCache
 from affectgpt_r1.inference import generate_replies, generation_config
 from affectgpt_r1.labels import make_target
 from affectgpt_r1.modeling import unwrap_peft
@@ -562,11 +564,26 @@ def test_a_tensor_is_left_out_only_where_it_is_named(released, tmp_path):
     from_released(**call, ignore=list(extra))
 
 
-def test_the_released_protocol_is_the_authors(released):
-    protocol = released_protocol("What does the person feel?")
-    assert protocol.pop("prompt")(dict(name="a", subtitle="x"), "answer")[0]["content"][1] | dict(
-        text="") == make_prompt(dict(name="a", subtitle="x"))[0]["content"][1] | dict(text="")
+def test_the_released_protocol_asks_and_samples_as_the_authors():
+    row, question = dict(name="a", subtitle="x"), "What does the person feel?"
+    protocol = released_protocol(question)
+    assert protocol.pop("prompt")(row, "answer") == make_prompt(row, question=question)
     assert protocol == dict(sample=True, temperature=1.0, top_p=0.9, max_new_tokens=1200)
+
+
+def test_features_and_training_go_on_from_the_released_model(released, human, tmp_path):
+    model, processor = from_released(**released["call"])
+    rows, batch = human.select(range(2)), media(model, processor)
+    cache = FeatureCache(tmp_path / "features", unwrap_peft(model), processor)
+    assert cache.compute(rows) == 2
+    processor.features = cache
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or "modules_to_save" in name for name in trained)
+    with torch.no_grad(): before = model(**batch).logits
+    cold_start(model, processor, rows, tmp_path / "out", epochs=2, batch_size=2,
+               learning_rate=1e-2, warmup_steps=0)
+    with torch.no_grad(): after = load_stage(tmp_path / "out")[0].eval()(**batch).logits
+    assert (after - before).abs().max() > 1e-3
 
 
 NAMES = ["fc_att.bias", "image_llama_proj.weight",
