@@ -145,7 +145,8 @@ class _ClipReader:
         waves = list(segments)
         if self.compat: waves = [(segments - segments.mean(1, keepdims=True)).reshape(-1)]
         out = self.feature_extractor(waves, sampling_rate=16000, return_tensors="pt")
-        return out["input_values"].view(segments.shape)
+        if "input_values" in out: return out["input_values"].view(segments.shape)
+        return out["input_features"][..., :segments.shape[1]//160 + 2]  # Whisper's, without padding
 
 # %% ../nbs/07b_processing.ipynb #ed8d34fe
 class _BatchReader(_ClipReader):
