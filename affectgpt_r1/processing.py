@@ -108,7 +108,7 @@ class _PromptWriter:
         tokens = control_tokens(self.tokenizer)
         return [message | dict(content=self._content(message, tokens)) for message in chat]
 
-# %% ../nbs/07b_processing.ipynb #b5152ab9
+# %% ../nbs/07b_processing.ipynb #458b0ea2
 class _PartWriter(_PromptWriter):
     def _content(self, message, tokens):
         words, clip, role = text_in(message), clip_in(message), message.get("role")
@@ -139,7 +139,7 @@ class _ClipReader:
         return dict(pixel_values_videos=pixels * mask[0], input_values=self.sound(media.segments),
                     media_mask=mask)
 
-# %% ../nbs/07b_processing.ipynb #1f39789c
+# %% ../nbs/07b_processing.ipynb #72ed0303
 class _SoundReader(_ClipReader):
     def sound(self, segments: np.ndarray) -> Tensor:
         "Segments [segments, samples], normalised; in `compat` over the clip, else each on its own"
@@ -159,7 +159,7 @@ def _key(clip):
     "What tells two clips apart: their paths, or which arrays they are"
     return tuple(id(x) if _is_array(x := clip.get(k)) else x for k in _SOURCES)
 
-# %% ../nbs/07b_processing.ipynb #cf789f62
+# %% ../nbs/07b_processing.ipynb #5fdd61df
 class _BatchReader(_SoundReader):
     def load_clips(
         self,
@@ -209,7 +209,7 @@ class _TrainingRows:
         batch["labels"] = _pad_right([[-100] * len(p) + r for p, r in rows], -100)
         return batch
 
-# %% ../nbs/07b_processing.ipynb #7d58e081
+# %% ../nbs/07b_processing.ipynb #e61b12ec
 def _check_places(texts, num_clips):
     "Raises ValueError unless the texts have a place for each clip, and no other"
     found = [re.findall("|".join(PLACEHOLDERS), text) for text in texts]
@@ -222,7 +222,7 @@ def _check_places(texts, num_clips):
         raise ValueError(f"{num_clips} clips were given for {places} texts that hold "
                          f"{''.join(PLACEHOLDERS)}; `apply_chat_template` writes such texts")
 
-# %% ../nbs/07b_processing.ipynb #22312cfd
+# %% ../nbs/07b_processing.ipynb #3b8007eb
 class _Tokens:
     def _tokens(
         self,
@@ -244,7 +244,7 @@ class _Tokens:
         if most: check_lengths(out["attention_mask"], most)
         return out
 
-# %% ../nbs/07b_processing.ipynb #8dde9782
+# %% ../nbs/07b_processing.ipynb #6c753aa0
 def _as_list(x):
     "One thing, several or none as a list"
     return [] if x is None else list(x) if isinstance(x, (list, tuple)) else [x]
@@ -260,7 +260,7 @@ def _as_clips(videos, audio):
                          "each for every clip, None for one that a clip lacks")
     return [dict(video=v, audio=a, face="") for v, a in zip(videos, audio)]
 
-# %% ../nbs/07b_processing.ipynb #26a659c3
+# %% ../nbs/07b_processing.ipynb #c3e91a54
 class _Encoder(_Tokens):
     def _encoded(self, texts, clips, return_dict, use_features, how):
         "The ids alone, or with their mask and the tensors of the clips"
@@ -268,7 +268,7 @@ class _Encoder(_Tokens):
         if not return_dict: return tokens["input_ids"]
         return BatchFeature({**tokens, **self.load_clips(clips, use_features)})
 
-# %% ../nbs/07b_processing.ipynb #89166edc
+# %% ../nbs/07b_processing.ipynb #cc4a157c
 class _Call(_Encoder):
     def __call__(
         self,
@@ -301,7 +301,7 @@ class _ChatTexts:
             tools=tools, documents=documents, add_generation_prompt=generation,
             continue_final_message=goes_on, **variables)
 
-# %% ../nbs/07b_processing.ipynb #41350a25
+# %% ../nbs/07b_processing.ipynb #6383542a
 class _ChatTemplate(_Call, _ChatTexts, ProcessorMixin):
     def apply_chat_template(
         self,
@@ -339,7 +339,7 @@ class _Settings:
         vars(self).update(numbers, compat=compat, **others)
         self.features = None  # A `FeatureCache`: cached features in place of raw media
 
-# %% ../nbs/07b_processing.ipynb #d0ede4dc
+# %% ../nbs/07b_processing.ipynb #2c7d2def
 CODE_FILE = "modeling_affectgpt.py"
 AUTO_MAP = {  # which class of that file loads what; for `config.auto_map`
     "AutoConfig": "modeling_affectgpt.AffectGPTConfig",
@@ -359,7 +359,7 @@ class AffectGPTForConditionalGeneration(modeling.AffectGPTForConditionalGenerati
 class AffectGPTProcessor(processing.AffectGPTProcessor): pass
 '''
 
-# %% ../nbs/07b_processing.ipynb #e36d8ad8
+# %% ../nbs/07b_processing.ipynb #3d89acf4
 class _Saver(_ChatTemplate):
     auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
 
