@@ -349,7 +349,8 @@ _CODE = '''"Loads this checkpoint with the package affectgpt_r1"
 from affectgpt_r1 import configuration, modeling, processing
 
 
-class AffectGPTConfig(configuration.AffectGPTConfig): pass
+class AffectGPTConfig(configuration.AffectGPTConfig):
+    __init__ = configuration.AffectGPTConfig.__init__  # else transformers writes another
 
 
 class AffectGPTForConditionalGeneration(modeling.AffectGPTForConditionalGeneration):
