@@ -19,8 +19,8 @@ from transformers import (
     AutoProcessor, BatchEncoding, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin)
 
 from .chats import (
-    check_lengths, check_text, check_variables, clip_in, clip_name, clips_of, control_tokens,
-    text_in, truncate_text)
+    as_clips, check_lengths, check_text, check_variables, clip_in, clip_name, clips_of,
+    control_tokens, text_in, truncate_text)
 from .configuration import AffectGPTConfig, check_compat
 from .labels import QUESTIONS, check_mode
 from .media import is_missing, read_clip
@@ -105,8 +105,12 @@ class _PromptWriter:
 
     def as_text(self, chat: list[dict]) -> list[dict]:
         "The messages of a chat, each with its parts written as text by the prompt template"
+        return self._as_texts([chat])[0]
+
+    def _as_texts(self, chats):
         tokens = control_tokens(self.tokenizer)
-        return [message | dict(content=self._content(message, tokens)) for message in chat]
+        return [[message | dict(content=self._content(message, tokens)) for message in chat]
+                for chat in chats]
 
 # %% ../nbs/07b_processing.ipynb #458b0ea2
 class _PartWriter(_PromptWriter):
@@ -244,22 +248,6 @@ class _Tokens:
         if most: check_lengths(out["attention_mask"], most)
         return out
 
-# %% ../nbs/07b_processing.ipynb #6c753aa0
-def _as_list(x):
-    "One thing, several or none as a list"
-    return [] if x is None else list(x) if isinstance(x, (list, tuple)) else [x]
-
-
-def _as_clips(videos, audio):
-    "Videos and sounds, side by side, as clips"
-    videos, audio = _as_list(videos), _as_list(audio)
-    n = max(len(videos), len(audio))
-    videos, audio = (x or [None] * n for x in (videos, audio))
-    if len(videos) != len(audio):
-        raise ValueError(f"{len(videos)} videos and {len(audio)} sounds were given; give one of "
-                         "each for every clip, None for one that a clip lacks")
-    return [dict(video=v, audio=a, face="") for v, a in zip(videos, audio)]
-
 # %% ../nbs/07b_processing.ipynb #c3e91a54
 class _Encoder(_Tokens):
     def _encoded(self, texts, clips, return_dict, use_features, how):
@@ -283,8 +271,8 @@ class _Call(_Encoder):
         if images is not None:
             raise ValueError("this model takes no `images`; give the frames of a clip as `videos`")
         if text is None: raise ValueError("give the prompt as `text`")
-        return self._encoded(
-            _as_list(text), _as_clips(videos, audio), True, use_features, kwargs)
+        texts = [text] if isinstance(text, str) else list(text)
+        return self._encoded(texts, as_clips(videos, audio), True, use_features, kwargs)
 
 # %% ../nbs/07b_processing.ipynb #c036
 _TOKENS = ("padding", "padding_side", "truncation", "max_length", "return_tensors")
@@ -297,7 +285,7 @@ class _ChatTexts:
         template = self.tokenizer.get_chat_template(chat_template or self.chat_template, tools)
         check_variables(template, dict(tools=tools, documents=documents) | variables)
         return self.tokenizer.apply_chat_template(
-            [self.as_text(chat) for chat in chats], tokenize=False, chat_template=template,
+            self._as_texts(chats), tokenize=False, chat_template=template,
             tools=tools, documents=documents, add_generation_prompt=generation,
             continue_final_message=goes_on, **variables)
 
