@@ -264,6 +264,9 @@ def _read_reply(reply, row, present, mode, processor, wheels):
         reply.text, said.think, said.answer, said.labels, probabilities, sectors, used)
 
 # %% ../nbs/machinery/inference.ipynb #n504
+_HUB = ("token", "revision", "cache_dir", "subfolder", "trust_remote_code")
+
+# %% ../nbs/machinery/inference.ipynb #8ab19157
 class _Pair:
     def __init__(
         self,
@@ -277,11 +280,12 @@ class _Pair:
     def from_pretrained(
         cls,
         folder: str | Path,  # Of a checkpoint, or its name on the hub
-        **kwargs,            # For the model, as `dtype` and `device_map`
+        **kwargs,            # For the model, as `dtype`; for both, as `revision` and `token`
     ):
         "Model and processor of one checkpoint"
+        both = {name: kwargs[name] for name in _HUB if name in kwargs}
         model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
-        return cls(model, AutoProcessor.from_pretrained(folder))
+        return cls(model, AutoProcessor.from_pretrained(folder, **both))
 
 # %% ../nbs/machinery/inference.ipynb #78f4faf5
 class _SavedPair(_Pair):

@@ -285,6 +285,16 @@ def test_an_answer_can_be_watched(toy, human, capsys):
         pair.predict([human[0]], streamer=streamer)
 
 
+def test_model_and_processor_come_from_the_same_place_on_the_hub(toy, monkeypatch):
+    asked = []
+    def loader(result): return lambda folder, **how: asked.append((folder, how)) or result
+    for auto, part in zip((AutoModelForCausalLM, AutoProcessor), toy):
+        monkeypatch.setattr(auto, "from_pretrained", loader(part))
+    AffectGPT.from_pretrained("me/a", revision="v1", token="t", dtype="bfloat16")
+    both = dict(revision="v1", token="t")
+    assert asked == [("me/a", both | dict(dtype="bfloat16")), ("me/a", both)]
+
+
 class Features(dict):
     "Cached features by the path of the video; a clip that is missing is an error"
     def __contains__(self, clip): return dict.__contains__(self, clip["video"])
