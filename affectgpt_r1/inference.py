@@ -4,27 +4,34 @@
 
 # %% auto #0
 __all__ = ['MAX_NEW_TOKENS', 'max_reply_tokens', 'generation_config', 'Reply', 'generate_replies', 'label_probabilities',
-           'as_row', 'Prediction', 'AffectGPT', 'model_card']
+           'as_row', 'Prediction', 'AffectGPT']
 
 # %% ../nbs/machinery/inference.ipynb #b7d4e477
 import html
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import torch
+from huggingface_hub import create_repo, upload_folder
 from transformers import (
-    AutoModelForCausalLM, AutoProcessor, GenerationConfig, LogitsProcessorList,
+    AutoModelForCausalLM, AutoProcessor, GenerationConfig, LogitsProcessorList, PreTrainedModel,
     PreTrainedTokenizerBase)
+from transformers.generation.streamers import BaseStreamer
 
+# %% ../nbs/machinery/inference.ipynb #d21abc56
+from .cards import model_card
+from .chats import clips_of
 from .labels import MODES, check_mode, parse_response
 from .media import media_streams
 from .modeling import AffectGPTForConditionalGeneration
-from .processing import END, AffectGPTProcessor, make_prompt
-from .wheels import load_wheels
+from .processing import AUTO_MAP, END, AffectGPTProcessor, make_prompt
+from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/machinery/inference.ipynb #e873be02
 MAX_NEW_TOKENS = {  # tokens of a reply, by preset and mode
@@ -87,7 +94,7 @@ def generation_config(
 class Reply:
     "What a model wrote"
     text: str                 # Without special tokens; in `compat` up to the `###`
-    ids: list                 # Tokens, with the one that ends the reply
+    ids: list[int]            # Tokens, with the one that ends the reply
     logps: np.ndarray | None  # Their log-probabilities, if they were asked for
 
 # %% ../nbs/machinery/inference.ipynb #b3bb6726
@@ -100,11 +107,11 @@ def _evaluating(model):
     finally: model.train(was_training)
 
 # %% ../nbs/machinery/inference.ipynb #026dc88d
-def _prompt_tensors(model, processor, chats):
+def _prompt_tensors(model, processor, chats, **how):
     "The prompts of a batch, padded on the left, where the model is"
     inputs = processor.apply_chat_template(
         chats, tokenize=True, return_dict=True, add_generation_prompt=True, padding=True,
-        return_tensors="pt")
+        return_tensors="pt", **how)
     return {name: x.to(model.device) for name, x in inputs.items()}
 
 
@@ -124,25 +131,23 @@ def _reply_length(ids, config):
     return len(ids)
 
 # %% ../nbs/machinery/inference.ipynb #c1be30c5
-def _write(model, processor, inputs, config, logits_processor, logps):
+def _write(model, processor, inputs, config, logps, **how):
     "Token ids [batch, length] that the model writes, and their log-probabilities if asked for"
-    how = {}
     if config.stop_strings: how["tokenizer"] = processor.tokenizer
     if logps:
         config = deepcopy(config)
         config.output_logits = config.return_dict_in_generate = True
     with _evaluating(model), torch.no_grad():
-        out = model.generate(
-            **inputs, generation_config=config, logits_processor=logits_processor, **how)
+        out = model.generate(**inputs, generation_config=config, **how)
     start = inputs["input_ids"].shape[1]
     if not logps: return out[:, start:], None
     written = out.sequences[:, start:]
     return written, _token_logps(out.logits, written)
 
 # %% ../nbs/machinery/inference.ipynb #be3d52f4
-def _replies(model, processor, inputs, config, logits_processor=None, logps=False):
-    "One `Reply` for each row of `inputs`"
-    written, scores = _write(model, processor, inputs, config, logits_processor, logps)
+def _replies(model, processor, inputs, config, logps=False, **how):
+    "One `Reply` for each row of `inputs`; `how` goes to `generate`"
+    written, scores = _write(model, processor, inputs, config, logps, **how)
     texts = processor.batch_decode(written, skip_special_tokens=True)
     if getattr(processor, "compat", None): texts = [text.split(END)[0] for text in texts]
     replies = []
@@ -155,32 +160,36 @@ def _replies(model, processor, inputs, config, logits_processor=None, logps=Fals
 def generate_replies(
     model: torch.nn.Module,    # An AffectGPT, adapted by peft or not
     processor: AffectGPTProcessor,  # Its processor
-    chats: list,               # One batch of prompts, as `make_prompt` writes them
+    chats: list[list[dict]],   # One batch of prompts, as `make_prompt` writes them
     config: GenerationConfig,  # From `generation_config`
     logits_processor: LogitsProcessorList | None = None,  # To draw answers in a way of your own
     logps: bool = False,       # Give the tokens' log-probabilities, too?
 ) -> list[Reply]:              # One for each chat
     "What the model answers to a batch of chats"
     inputs = _prompt_tensors(model, processor, chats)
-    return _replies(model, processor, inputs, config, logits_processor, logps)
+    return _replies(model, processor, inputs, config, logps, logits_processor=logits_processor)
+
+# %% ../nbs/machinery/inference.ipynb #77c8d0bb
+def _token_spans(tokenizer, ids):
+    "Where each token begins and ends in the decoded text, [length] each"
+    ends = np.array([len(tokenizer.decode(ids[:i+1])) for i in range(len(ids))])
+    return np.r_[0, ends[:-1]], ends
 
 # %% ../nbs/machinery/inference.ipynb #n501
 def label_probabilities(
     tokenizer: PreTrainedTokenizerBase,  # The tokenizer of the model that wrote the reply
-    ids,           # Token ids of the reply, [length]
-    logps,         # Their log-probabilities, [length]
-    labels: list,  # Labels, lower-case, in the order in which they stand in the reply
-) -> dict:         # Label: probability; None for one that does not stand there literally
+    ids: Sequence[int],      # Token ids of the reply, [length]
+    logps: Sequence[float],  # Their log-probabilities, [length]
+    labels: list[str],       # Labels, lower-case, in the order in which they stand in the reply
+) -> dict[str, float | None]:  # By label; None for one that does not stand there literally
     "Product of the probabilities of each label's tokens"
-    ends = np.array([len(tokenizer.decode(ids[:i+1])) for i in range(len(ids))])
-    starts = np.r_[0, ends[:-1]]
+    starts, ends = _token_spans(tokenizer, ids)
     text, found = tokenizer.decode(ids).lower(), {}
     position = max(text.rfind("<answer>"), 0)
     for label in labels:  # each is looked for behind the one before
         begin = text.find(label, position)
-        if begin < 0:
-            found[label] = None
-            continue
+        found[label] = None
+        if begin < 0: continue
         position = begin + len(label)
         inside = (starts < position) & (ends > begin)
         found[label] = float(np.exp(np.asarray(logps)[inside].sum()))
@@ -188,14 +197,17 @@ def label_probabilities(
 
 # %% ../nbs/machinery/inference.ipynb #f35b467b
 def as_row(
-    clip: dict | str | Path,  # A row, or the path of a video file with its sound
-) -> dict:                    # With `video`, `audio` and `subtitle`
+    clip: Mapping | str | Path,  # A row, or the path of a video file with its sound
+    subtitle: str = "",          # What is said in the file; a row has its own
+) -> Mapping:                    # With `video`, `audio` and `subtitle`
     "A clip as a row of a data set"
-    if not isinstance(clip, (str, Path)): return clip
+    if not isinstance(clip, (str, Path)):
+        if not subtitle: return clip
+        raise ValueError(f"clip {clip.get('name')!r}: `subtitle` is for a path; a row has its own")
     has_video, has_audio = media_streams(clip)
     path = str(clip)
     return dict(name=Path(clip).stem, video=path if has_video else "",
-                audio=path if has_audio else "", subtitle="")
+                audio=path if has_audio else "", subtitle=subtitle)
 
 # %% ../nbs/machinery/inference.ipynb #n503
 def _prediction_html(said):
@@ -210,135 +222,150 @@ def _prediction_html(said):
 @dataclass(frozen=True)
 class Prediction:
     "What a model says about a clip"
-    reply: str             # As it was written
-    think: str             # The thoughts, or ""
-    answer: str            # The text of the answer
-    labels: list           # Its words
-    probabilities: dict    # Of each word, see `label_probabilities`
-    sectors: pd.DataFrame  # Where each word lies on each wheel
-    used: dict             # video, audio, subtitle: was it there?
+    reply: str                             # As it was written
+    think: str                             # The thoughts, or ""
+    answer: str                            # The text of the answer
+    labels: list[str]                      # Its words
+    probabilities: dict[str, float | None] # Of each word, see `label_probabilities`
+    sectors: pd.DataFrame                  # Where each word lies on each wheel
+    used: dict[str, bool]                  # video, audio, subtitle: was it there?
 
     def to_dict(self) -> dict:
         "All fields in plain containers"
         sectors = self.sectors.drop(columns="wheels").to_dict("index")
         return {**self.__dict__, "sectors": sectors}
 
-    def _repr_html_(self): return _prediction_html(self)
+    def _repr_html_(self) -> str: return _prediction_html(self)
 
 # %% ../nbs/machinery/inference.ipynb #50a9555e
+_POSITIONS = {"video_pool.place": "num_frames", "audio_pool.place": "num_segments"}
+
+
 def _check_pair(model, processor):
     "Raises ValueError where model and processor do not prepare and compute in one way"
     if model.config.compat != processor.compat:
         raise ValueError(f"the model has compat={model.config.compat!r}, its processor "
                          f"{processor.compat!r}: they do not belong together")
+    for name, module in model.named_modules():
+        setting = _POSITIONS.get(".".join(name.split(".")[-2:]))
+        asked = getattr(processor, setting) if setting else 0
+        if setting and asked > module.num_embeddings:
+            raise ValueError(f"the processor has {setting}={asked}, the model's Q-Former has "
+                             f"{module.num_embeddings} positions")
 
-
+# %% ../nbs/machinery/inference.ipynb #9f079966
 def _read_reply(reply, row, present, mode, processor, wheels):
     "A reply as a `Prediction`; the released weights answer without tags"
     said = parse_response(reply.text, "plain" if processor.compat else mode)
     probabilities = label_probabilities(processor.tokenizer, reply.ids, reply.logps, said.labels)
-    sectors = (wheels or load_wheels()).coverage(said.labels)
+    sectors = wheels.coverage(said.labels)
     used = dict(video=present[0], audio=present[1], subtitle=bool(row["subtitle"]))
     return Prediction(
         reply.text, said.think, said.answer, said.labels, probabilities, sectors, used)
 
 # %% ../nbs/machinery/inference.ipynb #n504
+_HUB = ("token", "revision", "cache_dir", "subfolder", "trust_remote_code")
+
+# %% ../nbs/machinery/inference.ipynb #8ab19157
 class _Pair:
     def __init__(
         self,
-        model: AffectGPTForConditionalGeneration,  # Adapted by peft or not
-        processor: AffectGPTProcessor,             # Its processor
+        model: PreTrainedModel,         # An AffectGPT, adapted by peft or not
+        processor: AffectGPTProcessor,  # Its processor
     ):
         _check_pair(model, processor)
         self.model, self.processor = model.eval(), processor
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs):
-        "Both from one folder; `kwargs` go to the model, as `dtype` and `device_map`"
+    def from_pretrained(
+        cls,
+        folder: str | Path,  # Of a checkpoint, or its name on the hub
+        **kwargs,            # For the model, as `dtype`; for both, as `revision` and `token`
+    ):
+        "Model and processor of one checkpoint"
+        both = {name: kwargs[name] for name in _HUB if name in kwargs}
         model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
-        return cls(model, AutoProcessor.from_pretrained(folder))
+        return cls(model, AutoProcessor.from_pretrained(folder, **both))
 
-    def save_pretrained(self, folder: str | Path, training_data: str = "", metrics=None):
+# %% ../nbs/machinery/inference.ipynb #78f4faf5
+class _SavedPair(_Pair):
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        **card,              # What the model can't know, see `model_card`
+    ):
         "Model, processor and model card in one folder; adapters are merged into the weights"
         if hasattr(self.model, "merge_and_unload"): self.model = self.model.merge_and_unload()
+        self.model.config.auto_map = AUTO_MAP
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-        card = model_card(self.model, training_data, metrics)
-        (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+        model_card(self.model, **card).save(Path(folder) / "README.md")
+
+# %% ../nbs/machinery/inference.ipynb #05bb9659
+class _SharedPair(_SavedPair):
+    def push_to_hub(
+        self,
+        repo_id: str,                  # "name" or "organization/name"
+        private: bool | None = None,   # For a new repository: only you can see it
+        token: str | None = None,      # The one that you are logged in with, by default
+        commit_message: str = "Upload AffectGPT",
+        **card,                        # What the model can't know, see `model_card`
+    ) -> str:                          # Address of the commit
+        "Put model, processor and model card on the hub"
+        repo = create_repo(repo_id, token=token, private=private, exist_ok=True)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, name=repo.repo_id, **card)
+            done = upload_folder(repo_id=repo.repo_id, folder_path=folder, token=token,
+                                 commit_message=commit_message)
+        return done.commit_url
+
+# %% ../nbs/machinery/inference.ipynb #63d20ed2
+class _Asked(_SharedPair):
+    def _are_cached(self, chats):
+        "Are the features of all these clips in the cache?"
+        features = self.processor.features
+        return features is not None and all(clip in features for clip in clips_of(chats))
+
+    def _ask(self, rows, mode, question, wheels, config, **how):
+        "A `Prediction` for each row of a batch"
+        chats = [make_prompt(row, mode, question) for row in rows]
+        inputs = _prompt_tensors(
+            self.model, self.processor, chats, use_features=self._are_cached(chats))
+        replies = _replies(self.model, self.processor, inputs, config, logps=True, **how)
+        mask = inputs.get("media_mask", torch.ones(len(rows), 2, dtype=torch.bool)).tolist()
+        return [_read_reply(reply, row, present, mode, self.processor, wheels)
+                for reply, row, present in zip(replies, rows, mask)]
+    def _ask_all(self, rows, batch_size, *args, **how):
+        "A `Prediction` for each row, batch by batch"
+        batches = [rows[i:i + batch_size] for i in range(0, len(rows), batch_size)]
+        return [said for batch in batches for said in self._ask(batch, *args, **how)]
+
+# %% ../nbs/machinery/inference.ipynb #1d728410
+def _as_rows(clips, subtitle, streamer):
+    "Clips as rows; what goes with one clip only is refused for several"
+    if isinstance(clips, (Mapping, str, Path)): return [as_row(clips, subtitle)]
+    if subtitle: raise ValueError("`subtitle` is for one clip; give rows with their subtitles")
+    if streamer: raise ValueError("a `streamer` shows the reply to one clip; ask about one")
+    return [as_row(clip) for clip in clips]
 
 # %% ../nbs/machinery/inference.ipynb #031bf0e7
-class AffectGPT(_Pair):
+class AffectGPT(_Asked):
     "A model and its processor, ready to be asked"
     def predict(
         self,
-        clip: dict | str | Path,            # A row, or the path of a video file with its sound
+        clips: Mapping | str | Path | Iterable,  # A row or a path; or several, as a data set
         mode: str = "answer",               # "answer", or "think" to reason first
         question: str | None = None,        # In other words than `QUESTIONS` has for the mode
-        wheels=None,                        # `EmotionWheels`; the built-in ones by default
+        subtitle: str = "",                 # What is said in one clip given by its path
+        wheels: EmotionWheels | None = None,  # The built-in ones by default
         max_new_tokens: int | None = None,  # Longest reply; `max_reply_tokens` by default
+        batch_size: int = 8,                # Clips at a time
+        streamer: BaseStreamer | None = None,  # Shows the reply to one clip while it is written
         **generate,                         # Further fields of `generation_config`
-    ) -> Prediction:
-        "What the model says about one clip; greedy unless `generate` says otherwise"
-        row = as_row(clip)
-        chat = make_prompt(row, mode, question)
-        inputs = _prompt_tensors(self.model, self.processor, [chat])
+    ) -> Prediction | list[Prediction]:
+        "What the model says; a list for several clips. Greedy unless `generate` says otherwise"
         config = generation_config(self.model, self.processor, mode, max_new_tokens, **generate)
-        reply = _replies(self.model, self.processor, inputs, config, logps=True)[0]
-        present = inputs["media_mask"][0].tolist() if "media_mask" in inputs else (True, True)
-        return _read_reply(reply, row, present, mode, self.processor, wheels)
-
-# %% ../nbs/machinery/inference.ipynb #n510
-_CARD = """---
-library_name: affectgpt_r1
-pipeline_tag: video-text-to-text
-tags: [emotion-recognition, multimodal, affectgpt]
----
-
-# AffectGPT{preset}
-
-Names the emotions of a person in a video clip, in free words. A vision tower looks at eight
-pictures, an audio tower listens to eight segments of two seconds, and three soft tokens (multi,
-audio, video) carry both into the decoder, which reads the subtitle and answers.
-
-| part | class | width | layers |
-|---|---|---|---|
-{parts}
-
-Fusion: {fusion}. Mode: {mode}. Parameters: {count:,}.
-
-## Training data
-
-{training_data}
-
-## Metrics
-
-{metrics}
-
-## Use
-
-```python
-from affectgpt_r1.inference import AffectGPT
-AffectGPT.from_pretrained("this folder").predict("clip.mp4")
-```
-
-After this import, `AutoModelForCausalLM` and `AutoProcessor` load the folder, too.
-"""
-
-# %% ../nbs/machinery/inference.ipynb #446d98b3
-def model_card(
-    model: AffectGPTForConditionalGeneration,  # Adapted by peft or not
-    training_data: str = "",                   # What it was trained on, in words
-    metrics: dict | None = None,               # Name: number
-) -> str:                                      # Markdown with a header
-    "The model card of a checkpoint"
-    config = model.config
-    parts = {"decoder": config.text_config, "vision tower": config.vision_config,
-             "audio tower": config.audio_config}
-    lines = [f"| {name} | {x.model_type} | {x.hidden_size:,} | {x.num_hidden_layers} |"
-             for name, x in parts.items()]
-    scores = [f"- {name}: {value}" for name, value in (metrics or {}).items()]
-    return _CARD.format(
-        preset=f", preset `{config.preset}`" if config.preset else "", fusion=config.fusion,
-        mode=f"as released (`compat={config.compat!r}`)" if config.compat else "default",
-        count=model.num_parameters(), parts="\n".join(lines),
-        training_data=training_data or "Not stated.", metrics="\n".join(scores) or "None given.")
+        rows = _as_rows(clips, subtitle, streamer)
+        how = mode, question, wheels or load_wheels(), config
+        said = self._ask_all(rows, batch_size, *how, streamer=streamer)
+        return said[0] if isinstance(clips, (Mapping, str, Path)) else said

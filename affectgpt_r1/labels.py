@@ -215,7 +215,12 @@ def make_target(
     mode: str = "answer",     # "answer" or "think"
     think: str = "",          # The thoughts, for mode "think"
 ) -> str:
-    "The reply that the cold start teaches"
+    "The reply that the cold start teaches; raises ValueError where its words hold a tag"
     check_mode(mode)
-    answer = f"<answer>{', '.join(check_strings(labels))}</answer>"
+    answer, think = ", ".join(check_strings(labels)), think if mode == "think" else ""
+    for tag in _TAGS:
+        if tag in answer + think:
+            raise ValueError(f"{tag!r} in the words of a target would be read as its tag; take it "
+                             f"out of {shorten(answer if tag in answer else think)}")
+    answer = f"<answer>{answer}</answer>"
     return f"<think>{think}</think>{answer}" if mode == "think" else answer

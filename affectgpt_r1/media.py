@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIDEO_FILES', 'frame_indices', 'time_indices', 'segment_starts', 'check_file', 'frame_times', 'decode_frames',
-           'read_video', 'write_video', 'media_streams', 'read_faces', 'read_waveform', 'read_audio', 'read_subtitle',
-           'Clip', 'read_clip']
+           'read_video', 'write_video', 'media_streams', 'read_faces', 'read_waveform', 'cut_segments', 'read_audio',
+           'read_subtitle', 'Clip', 'is_missing', 'read_clip']
 
 # %% ../nbs/04_media.ipynb #c003
 import re
@@ -259,6 +259,20 @@ def read_waveform(
     if source_rate == rate: return wave
     return np.clip(_resample(wave, source_rate, rate), -1, 1)
 
+# %% ../nbs/04_media.ipynb #c9a0efdd
+def cut_segments(
+    wave: np.ndarray,         # float [samples], mono
+    num_segments: int = 8,    # Segments wanted
+    num_samples: int = 32000, # Length of a segment
+) -> np.ndarray:              # float32 [num_segments, num_samples]
+    "Segments of a sound at `segment_starts`; a short sound is padded with zeros"
+    wave = np.asarray(wave, np.float32)
+    if wave.ndim != 1 or not len(wave):
+        raise ValueError(f"a sound has the shape [samples]; this one has {list(wave.shape)}")
+    wave = np.pad(wave, (0, max(0, num_samples-len(wave))))
+    starts = np.arange(num_segments)*(len(wave)-num_samples)//num_segments
+    return np.stack([wave[start:start+num_samples] for start in starts])
+
 # %% ../nbs/04_media.ipynb #c037
 def read_audio(
     path: str | Path,       # A sound file, or a video file with a sound track
@@ -266,12 +280,8 @@ def read_audio(
     seconds: float = 2.0,   # Length of a segment
     rate: int = 16000,      # Samples per second
 ) -> np.ndarray:            # float32 [num_segments, seconds*rate], mono, in [-1, 1]
-    "Segments of a sound at `segment_starts`; a short sound is padded with zeros"
-    size = round(seconds*rate)
-    wave = read_waveform(path, rate)
-    wave = np.pad(wave, (0, max(0, size-len(wave))))
-    starts = np.arange(num_segments)*(len(wave)-size)//num_segments
-    return np.stack([wave[start:start+size] for start in starts])
+    "Segments of the sound of a file, see `cut_segments`"
+    return cut_segments(read_waveform(path, rate), num_segments, round(seconds*rate))
 
 # %% ../nbs/04_media.ipynb #61fd1ca8
 _TIMES = re.compile(r"^\s*\d[\d:.,]*\s*-->.*$", re.MULTILINE)   # the line above the words
@@ -318,16 +328,41 @@ class Clip:
     seen: str   # "frames", "face file", "face crops", "whole frames: no face found" or "nothing"
 
 # %% ../nbs/04_media.ipynb #t072
+def is_missing(
+    source: str | Path | np.ndarray | None,  # A file, or what was read from it
+) -> bool:
+    "Is there nothing to read? So it is for None and for an empty path"
+    return source is None or isinstance(source, str) and not source
+
+# %% ../nbs/04_media.ipynb #93fe9837
+def _frames(video, num_frames, by):
+    "Frames of a video file, or of an array that holds all of its frames"
+    if isinstance(video, (str, Path)): return read_video(video, num_frames, by)
+    frames = np.asarray(video)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError("the frames of a video are uint8 [frames, height, width, 3]; these are "
+                         f"{frames.dtype} {list(frames.shape)}")
+    return frames[frame_indices(len(frames), num_frames)]
+
+# %% ../nbs/04_media.ipynb #bf536815
 def _read_pictures(row, num_frames, visual, by):
     "The pictures of a row, and what they are"
     if visual == "face" and row.get("face"): return read_faces(row["face"], num_frames), "face file"
-    if not row.get("video"): return np.zeros((num_frames, 112, 112, 3), np.uint8), "nothing"
-    frames = read_video(row["video"], num_frames, by)
+    video = row.get("video")
+    if is_missing(video): return np.zeros((num_frames, 112, 112, 3), np.uint8), "nothing"
+    frames = _frames(video, num_frames, by)
     if visual == "frame": return frames, "frames"
     boxes = face_boxes(frames)
     if not np.isnan(boxes).all(): return crop_faces(frames, boxes)[..., ::-1], "face crops"
-    warnings.warn(f"{row['video']}: no face found, the whole frames are taken")
+    name = video if isinstance(video, (str, Path)) else "a video given as frames"
+    warnings.warn(f"{name}: no face found, the whole frames are taken")
     return frames[..., ::-1], "whole frames: no face found"
+
+def _read_segments(audio, num_segments, num_samples):
+    "Segments of a sound file, of a waveform at 16 kHz, or of silence"
+    if is_missing(audio): return np.zeros((num_segments, num_samples), np.float32)
+    wave = read_waveform(audio) if isinstance(audio, (str, Path)) else audio
+    return cut_segments(wave, num_segments, num_samples)
 
 # %% ../nbs/04_media.ipynb #t073
 def read_clip(
@@ -336,12 +371,12 @@ def read_clip(
     num_segments: int = 8,  # Audio segments wanted
     visual: str = "frame",  # "frame": RGB frames; "face": faces in the authors' order, BGR
     by: str = "index",      # How frames are chosen, see `read_video`
+    segment_seconds: float = 2.0,  # Length of an audio segment
 ) -> Clip:
     "The pictures and the sound of a clip, decoded once"
     if visual not in ("frame", "face"):
         raise ValueError(f"a clip is seen by 'frame' or by 'face', not by {visual!r}")
     pictures, seen = _read_pictures(row, num_frames, visual, by)
-    has_sound = bool(row.get("audio"))
-    if has_sound: segments = read_audio(row["audio"], num_segments)
-    else: segments = np.zeros((num_segments, 32000), np.float32)
-    return Clip(pictures, segments, (seen != "nothing", has_sound), seen)
+    audio = row.get("audio")
+    segments = _read_segments(audio, num_segments, round(segment_seconds*16000))
+    return Clip(pictures, segments, (seen != "nothing", not is_missing(audio)), seen)

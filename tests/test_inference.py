@@ -1,4 +1,10 @@
 "How a model writes, how sure it is, and what is told about one clip"
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,15 +13,17 @@ torch = pytest.importorskip("torch", reason="needs the `train` extra")
 from model_cases import ask, human, toy
 from peft import get_peft_model
 from test_media import greys, tone, write
-from transformers import AutoModelForCausalLM, LogitsProcessor
+from transformers import AutoModelForCausalLM, AutoProcessor, LogitsProcessor, TextStreamer
 
+from affectgpt_r1 import inference
+from affectgpt_r1.cards import model_card
 from affectgpt_r1.configuration import paper_config, toy_config
 from affectgpt_r1.inference import (
-    MAX_NEW_TOKENS, AffectGPT, Prediction, generate_replies, generation_config, label_probabilities,
-    max_reply_tokens, model_card)
+    MAX_NEW_TOKENS, AffectGPT, Prediction, as_row, generate_replies, generation_config,
+    label_probabilities, max_reply_tokens)
 from affectgpt_r1.modeling import MEDIA_KEYS, AffectGPTForConditionalGeneration
 from affectgpt_r1.parts import lora_config, make_toy_model
-from affectgpt_r1.processing import AffectGPTProcessor, make_prompt
+from affectgpt_r1.processing import AUTO_MAP, AffectGPTProcessor, make_prompt
 from affectgpt_r1.wheels import load_wheels
 
 
@@ -225,7 +233,173 @@ def test_a_path_is_a_clip_and_says_what_it_had_to_go_by(toy, human, tmp_path):
 
 
 def test_the_card_says_what_it_was_told(toy):
-    card = model_card(toy[0], "The caption split.", {"EW F": 0.5})
+    card = str(model_card(toy[0], "The caption split.", {"EW F": 0.5}))
     assert card.startswith("---\n") and "library_name: affectgpt_r1" in card
     assert "The caption split." in card and "- EW F: 0.5" in card and "`toy`" in card
     assert "| decoder | qwen2 | 96 | 2 |" in card
+
+
+def test_the_header_of_a_card_is_what_the_hub_reads(toy):
+    told = dict(license="cc-by-4.0", base_model=["a/decoder", "b/clip"], datasets="c/clips",
+                language=["zh", "en"])
+    card = model_card(toy[0], **told, name="d/affect")
+    always = dict(library_name="affectgpt_r1", pipeline_tag="video-text-to-text",
+                  tags=["emotion-recognition", "multimodal", "affectgpt"])
+    assert card.data.to_dict() == told | always
+    assert 'from_pretrained("d/affect", trust_remote_code=True)' in card.text
+    assert model_card(toy[0]).data.to_dict() == always | dict(license="unknown")
+
+
+def test_many_clips_are_answered_as_each_alone(toy, human):
+    pair, rows = AffectGPT(*toy), human.select(range(5))
+    rows = [rows[0], {**rows[1], "audio": ""}, rows[2], {**rows[3], "video": ""}, rows[4]]
+    alone = [pair.predict(row, max_new_tokens=6) for row in rows]
+    for clips in (rows, tuple(rows), iter(rows)):
+        said = pair.predict(clips, max_new_tokens=6, batch_size=2)
+        assert [x.reply for x in said] == [x.reply for x in alone]
+        assert [x.used for x in said] == [x.used for x in alone]
+    assert said[1].used == dict(video=True, audio=False, subtitle=True)
+    for one, other in zip(said, alone):
+        assert one.probabilities == pytest.approx(other.probabilities, rel=1e-3)
+    assert pair.predict([]) == []
+    [said] = pair.predict(human.select([0]), max_new_tokens=2)
+    assert isinstance(said, Prediction)
+
+
+def test_a_path_may_come_with_what_is_said_in_it(toy, human):
+    pair, row = AffectGPT(*toy), human[0]
+    said = pair.predict(row["video"], subtitle="Well, well.", max_new_tokens=8)
+    expected = {**row, "audio": "", "subtitle": "Well, well."}
+    assert said.reply == pair.predict(expected, max_new_tokens=8).reply
+    assert said.used == dict(video=True, audio=False, subtitle=True)
+    with pytest.raises(ValueError, match="a row has its own"): as_row(row, "Hm.")
+    with pytest.raises(ValueError, match="give rows"): pair.predict([row["video"]], subtitle="Hm.")
+
+
+def test_an_answer_can_be_watched(toy, human, capsys):
+    pair = AffectGPT(*toy)
+    streamer = TextStreamer(toy[1].tokenizer, skip_prompt=True, skip_special_tokens=True)
+    said = pair.predict(human[0], streamer=streamer, max_new_tokens=8)
+    assert said.reply and said.reply in capsys.readouterr().out
+    with pytest.raises(ValueError, match="ask about one"):
+        pair.predict([human[0]], streamer=streamer)
+
+
+def test_model_and_processor_come_from_the_same_place_on_the_hub(toy, monkeypatch):
+    asked = []
+    def loader(result): return lambda folder, **how: asked.append((folder, how)) or result
+    for auto, part in zip((AutoModelForCausalLM, AutoProcessor), toy):
+        monkeypatch.setattr(auto, "from_pretrained", loader(part))
+    AffectGPT.from_pretrained("me/a", revision="v1", token="t", dtype="bfloat16")
+    both = dict(revision="v1", token="t")
+    assert asked == [("me/a", both | dict(dtype="bfloat16")), ("me/a", both)]
+
+
+class Features(dict):
+    "Cached features by the path of the video; a clip that is missing is an error"
+    def __contains__(self, clip): return dict.__contains__(self, clip["video"])
+    def __call__(self, clip): return self[clip["video"]]
+
+
+def test_files_are_read_where_the_features_of_a_clip_are_not_cached(toy, human, monkeypatch):
+    model, processor = toy
+    raw = {k: x[None] for k, x in processor.read_clip(human[0]).items()}
+    with torch.no_grad():
+        V, A = model.model.encode_media(raw["pixel_values_videos"], raw["input_values"])
+    known = dict(video_features=V[0], audio_features=A[0], media_mask=torch.tensor([True, True]))
+    expected = [AffectGPT(*toy).predict(row, max_new_tokens=6) for row in human.select(range(2))]
+    monkeypatch.setattr(processor, "features", Features({human[0]["video"]: known}))
+    given, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **how: given.append(how) or generate(**how))
+    said = AffectGPT(*toy).predict(human.select(range(2)), batch_size=1, max_new_tokens=6)
+    assert [x.reply for x in said] == [x.reply for x in expected]
+    assert ["video_features" in how for how in given] == [True, False]
+    with pytest.raises(KeyError): ask(processor, [human[1]])   # anyone else is told of the gap
+
+
+def test_a_q_former_has_no_place_for_more(human):
+    model, processor = make_toy_model(["a b"], fusion="qformer")
+    parts = processor.image_processor, processor.feature_extractor, processor.tokenizer
+    for adapted in (model, get_peft_model(model, lora_config())):
+        for how in (dict(num_frames=33), dict(num_segments=9)):
+            [(name, n)] = how.items()
+            with pytest.raises(ValueError, match=f"{name}={n}.*{n-1} positions"):
+                AffectGPT(adapted, AffectGPTProcessor(*parts, **how))
+        AffectGPT(adapted, AffectGPTProcessor(*parts, num_frames=32, num_segments=8))
+    more = AffectGPTProcessor(*parts, num_frames=40, num_segments=12)
+    said = AffectGPT(make_toy_model(["a b"])[0], more).predict(human[0], max_new_tokens=2)
+    assert said.used["video"] and said.used["audio"]   # plain pools take any number
+
+
+def test_a_pair_goes_to_the_hub_whole(toy, human, monkeypatch):
+    sent = {}
+    def create(repo_id, **how): return sent.update(create=how) or SimpleNamespace(repo_id="me/a")
+    def upload(folder_path, **how):
+        sent.update(upload=how, files=sorted(os.listdir(folder_path)), folder=folder_path)
+        with open(os.path.join(folder_path, "README.md"), encoding="utf-8") as f: card = f.read()
+        sent.update(card=card, reply=AffectGPT.from_pretrained(folder_path).predict(
+            human[0], max_new_tokens=6).reply)
+        return SimpleNamespace(commit_url="https://hub/me/a/commit/1")
+    monkeypatch.setattr(inference, "create_repo", create)
+    monkeypatch.setattr(inference, "upload_folder", upload)
+    pair = AffectGPT(*toy)
+    url = pair.push_to_hub("a", private=True, token="t", license="mit", training_data="Clips.")
+    assert url == "https://hub/me/a/commit/1" and not os.path.exists(sent["folder"])
+    assert sent["create"] == dict(token="t", private=True, exist_ok=True)
+    assert sent["upload"] == dict(repo_id="me/a", token="t", commit_message="Upload AffectGPT")
+    assert {"README.md", "config.json", "model.safetensors", "modeling_affectgpt.py",
+            "processor_config.json", "tokenizer.json", "chat_template.jinja"} <= {*sent["files"]}
+    assert "license: mit" in sent["card"] and 'from_pretrained("me/a")' in sent["card"]
+    assert "Clips." in sent["card"]
+    assert sent["reply"] == pair.predict(human[0], max_new_tokens=6).reply
+
+
+ELSEWHERE = """
+import sys
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
+assert not any(name.startswith("affectgpt_r1") for name in sys.modules)
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "affectgpt_r1":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+def fails(error, *words, **how):
+    for auto in (AutoModelForCausalLM, AutoProcessor):
+        try: auto.from_pretrained(sys.argv[1], **how)
+        except error as e: assert all(word in str(e) for word in words), e
+        else: raise AssertionError(how)
+fails(ValueError, "trust_remote_code=True", trust_remote_code=False)
+sys.meta_path.insert(0, Hidden())
+fails(ImportError, "requires the following packages", "affectgpt_r1", trust_remote_code=True)
+sys.meta_path.pop(0)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+from affectgpt_r1.inference import AffectGPT
+pair = AffectGPT(model, processor)
+print(pair.predict(sys.argv[3], max_new_tokens=6).reply)
+pair.save_pretrained(sys.argv[2])
+"""
+
+
+def test_a_checkpoint_loads_where_the_package_is_not_imported(toy, human, tmp_path):
+    "By trust_remote_code, and says what is missing; what is saved there is the same again"
+    pair, video = AffectGPT(*toy), human[0]["video"]
+    pair.save_pretrained(tmp_path / "a")
+    run = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, tmp_path / "a", tmp_path / "b", video],
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
+        env=os.environ | dict(HF_MODULES_CACHE=str(tmp_path / "modules"), HF_HUB_OFFLINE="1"))
+    assert run.returncode == 0, run.stderr
+    reply = pair.predict(video, max_new_tokens=6).reply
+    assert run.stdout.splitlines()[-1] == reply.splitlines()[-1]
+    names = [sorted(file.name for file in (tmp_path / x).iterdir()) for x in "ab"]
+    assert names[0] == names[1]
+    for name in ("processor_config.json", "modeling_affectgpt.py"):
+        assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
+    maps = [json.loads((tmp_path / x / "config.json").read_text())["auto_map"] for x in "ab"]
+    assert maps[0] == maps[1] == AUTO_MAP
+    again = AffectGPT.from_pretrained(tmp_path / "b")
+    assert type(again.model) is AffectGPTForConditionalGeneration
+    assert type(again.processor) is AffectGPTProcessor
+    assert again.predict(video, max_new_tokens=6).reply == reply
+    loaded = AutoProcessor.from_pretrained(tmp_path / "b", trust_remote_code=True)
+    assert type(loaded) is AffectGPTProcessor   # what is imported already is not loaded again

@@ -66,6 +66,16 @@ def test_a_clean_list_comes_back(words):
     assert parse_labels(f"[{', '.join(words)}].") == words
 
 
+@pytest.mark.parametrize("tag", ["<think>", "</think>", "<answer>", "</answer>"])
+def test_a_target_whose_words_hold_a_tag_is_refused(tag):
+    thought = f"He cries. {tag} Why?"
+    for labels, mode, think in (
+            ([f"sad{tag}"], "answer", ""), (["sad"], "think", thought), ([tag], "think", "")):
+        with pytest.raises(ValueError, match=tag): make_target(labels, mode, think)
+    assert make_target(["sad"], "answer", thought) == "<answer>sad</answer>"  # has no thoughts
+    assert make_target(["<sad>"], "think", "a < b") == "<think>a < b</think><answer><sad></answer>"
+
+
 @given(clean.filter(bool), st.sampled_from(MODES), st.text("abc .,\n", max_size=20))
 def test_targets_are_well_formed(words, mode, think):
     r = parse_response(make_target(words, mode, think), mode)
