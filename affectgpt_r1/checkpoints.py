@@ -6,7 +6,7 @@
 __all__ = ['base_model', 'remember_source', 'find_base', 'adapters_for', 'save_stage', 'load_stage', 'save_start', 'probe_logps',
            'merge_stage']
 
-# %% ../nbs/machinery/checkpoints.ipynb #0cad9a00
+# %% ../nbs/machinery/checkpoints.ipynb #8b7731a3
 import copy
 import json
 import os
@@ -24,16 +24,16 @@ from .modeling import AffectGPTForConditionalGeneration
 from .parts import load_parts, lora_config
 from .processing import AffectGPTProcessor, make_prompt
 
-# %% ../nbs/machinery/checkpoints.ipynb #7fa88ff0
+# %% ../nbs/machinery/checkpoints.ipynb #d273ba35
 def base_model(
-    model: AffectGPTForConditionalGeneration | PeftModel,
+    model: AffectGPTForConditionalGeneration | PeftModel,   # With adapters or without
 ) -> AffectGPTForConditionalGeneration:
     "The AffectGPT inside peft's model, or the model itself"
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
-# %% ../nbs/machinery/checkpoints.ipynb #68d3c157
+# %% ../nbs/machinery/checkpoints.ipynb #b0d07396
 def remember_source(
-    model: AffectGPTForConditionalGeneration,
+    model: AffectGPTForConditionalGeneration,   # Whole, without adapters
     **source: str | dict,   # folder="…", or parts={…}, arguments of `load_parts`
 ) -> None:
     "Note in a model where it can be loaded from again"
@@ -45,7 +45,7 @@ def _source_hash(model):
     if getattr(model, "is_quantized", False): return None
     return weights_hash(model, torch.bfloat16)
 
-# %% ../nbs/machinery/checkpoints.ipynb #f8dd0353
+# %% ../nbs/machinery/checkpoints.ipynb #08b6659f
 def find_base(
     model: AffectGPTForConditionalGeneration,   # About to get adapters
     out: str | Path,                            # Folder of the stage
@@ -57,9 +57,9 @@ def find_base(
     if int(os.environ.get("RANK", 0)) == 0: model.save_pretrained(folder)
     remember_source(model, folder=str(folder))
 
-# %% ../nbs/machinery/checkpoints.ipynb #9f816c25
+# %% ../nbs/machinery/checkpoints.ipynb #aa62d85c
 def adapters_for(
-    model: AffectGPTForConditionalGeneration | PeftModel,
+    model: AffectGPTForConditionalGeneration | PeftModel,   # With adapters or without
     lora: bool | LoraConfig | None,   # What the settings of the stage say
     is_asked: bool = False,           # Did the user say so, and not the recipe?
 ) -> LoraConfig | None:               # None: train all weights, or the adapters that are there
@@ -74,7 +74,7 @@ def adapters_for(
                          "with what `load_stage` gives for the folder of that stage")
     return lora_config(model) if lora is True else lora or None
 
-# %% ../nbs/machinery/checkpoints.ipynb #8922525b
+# %% ../nbs/machinery/checkpoints.ipynb #55fbf331
 def _save_adapters(model, out, state_dict):
     "Adapters, fusion and trained rows in one file, with the configuration and the base's place"
     base = base_model(model)
@@ -85,9 +85,9 @@ def _save_adapters(model, out, state_dict):
     base.generation_config.save_pretrained(out)
     (out / "base.json").write_text(json.dumps(_relative(base.source, out), indent=1))
 
-# %% ../nbs/machinery/checkpoints.ipynb #c5da3be0
+# %% ../nbs/machinery/checkpoints.ipynb #09fe0f60
 def save_stage(
-    model: AffectGPTForConditionalGeneration | PeftModel,
+    model: AffectGPTForConditionalGeneration | PeftModel,   # With adapters or without
     processor: AffectGPTProcessor,    # Its processor
     out: str | Path,                  # Folder
     log: list[dict],                  # trl's log history
@@ -100,7 +100,7 @@ def save_stage(
     processor.save_pretrained(out)
     (out / "log.json").write_text(json.dumps(log, indent=1))
 
-# %% ../nbs/machinery/checkpoints.ipynb #4107419b
+# %% ../nbs/machinery/checkpoints.ipynb #4c508c46
 def _relative(source, out):
     "A source with its folder seen from `out`, so that a run can be moved as a whole"
     if "folder" not in source or not Path(source["folder"]).exists(): return source
@@ -113,7 +113,7 @@ def _absolute(source, out):
     if "folder" not in source or not found.exists(): return source
     return source | dict(folder=str(found.resolve()))
 
-# %% ../nbs/machinery/checkpoints.ipynb #d4af9251
+# %% ../nbs/machinery/checkpoints.ipynb #cd890580
 def load_stage(
     folder: str | Path,   # What a stage has written
     **kwargs              # For `from_pretrained` of the model, as `dtype`
@@ -132,7 +132,7 @@ def load_stage(
     base.generation_config = GenerationConfig.from_pretrained(folder)
     return PeftModel.from_pretrained(base, folder, is_trainable=True), processor
 
-# %% ../nbs/machinery/checkpoints.ipynb #59162240
+# %% ../nbs/machinery/checkpoints.ipynb #e135b5da
 def _load_base(source, kwargs):
     "A whole model from its folder or from its parts, which remembers them"
     if "parts" in source: model = load_parts(**source["parts"] | kwargs)[0]
@@ -141,9 +141,9 @@ def _load_base(source, kwargs):
     remember_source(model, **{k: v for k, v in source.items() if k != "hash"})
     return model
 
-# %% ../nbs/machinery/checkpoints.ipynb #b98d8eb7
+# %% ../nbs/machinery/checkpoints.ipynb #14de0d4e
 def save_start(
-    model: AffectGPTForConditionalGeneration | PeftModel,
+    model: AffectGPTForConditionalGeneration | PeftModel,   # With adapters or without
     processor: AffectGPTProcessor,   # Its processor
     out: str | Path,                 # Folder
 ) -> None:
@@ -157,7 +157,7 @@ def save_start(
     processor.save_pretrained(out)
     (out / "base.json").write_text(json.dumps(_relative(source, out), indent=1))
 
-# %% ../nbs/machinery/checkpoints.ipynb #8d97495f
+# %% ../nbs/machinery/checkpoints.ipynb #e0003f2a
 def _random_features(fusion):
     "A reader that gives each clip random features of the right shape, always the same"
     widths = fusion.multi_video.in_features, fusion.multi_audio.in_features
@@ -169,10 +169,10 @@ def _random_features(fusion):
 
     return read
 
-# %% ../nbs/machinery/checkpoints.ipynb #44ea3170
+# %% ../nbs/machinery/checkpoints.ipynb #19332990
 @torch.no_grad()
 def probe_logps(
-    model: AffectGPTForConditionalGeneration | PeftModel,
+    model: AffectGPTForConditionalGeneration | PeftModel,   # With adapters or without
     processor: AffectGPTProcessor,   # Its processor
     n_clips: int = 8,                # How many clips
 ) -> torch.Tensor:                   # [tokens]
@@ -188,7 +188,7 @@ def probe_logps(
     logps = model(**batch).logits[:, :-1].float().log_softmax(-1)
     return logps.gather(-1, labels.clamp(min=0)[..., None])[..., 0][labels >= 0]
 
-# %% ../nbs/machinery/checkpoints.ipynb #19f89843
+# %% ../nbs/machinery/checkpoints.ipynb #fe47bb23
 def _effect(adapted, processor, wanted):
     "The largest change of a log-probability by the adapters, the trained fusion aside"
     with rescale_adapter_scale(adapted, 0.): without = probe_logps(adapted, processor)
@@ -202,7 +202,7 @@ def _write_merged(adapted, processor, out, dtype):
     merged.save_pretrained(out)
     processor.save_pretrained(out)
 
-# %% ../nbs/machinery/checkpoints.ipynb #12da7878
+# %% ../nbs/machinery/checkpoints.ipynb #55d46bd2
 def merge_stage(
     folder: str | Path,                    # A stage with adapters
     out: str | Path,                       # Folder for the merged model

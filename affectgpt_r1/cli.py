@@ -33,7 +33,7 @@ def _setting(text):
         raise argparse.ArgumentTypeError(f"give {_OPTIONS[name]} {value} in place of {text!r}")
     return name, read_value(value)
 
-# %% ../nbs/machinery/cli.ipynb #ca925587
+# %% ../nbs/machinery/cli.ipynb #989e88c9
 def _as_options(settings):
     "The options that a dict of a YAML file stands for"
     for name, value in settings.items():
@@ -50,7 +50,7 @@ def _with_config(args):
     settings = yaml.safe_load(Path(args[i + 1]).read_text(encoding="utf-8")) or {}
     return [args[0], *_as_options(settings), *args[1:i], *args[i + 2:]]
 
-# %% ../nbs/machinery/cli.ipynb #648342b8
+# %% ../nbs/machinery/cli.ipynb #0d7087ef
 def _sources(args):
     "Split -> (folder, track), of those that were given"
     from affectgpt_r1.splits import parse_source
@@ -83,7 +83,7 @@ def _grpo(args):
     from affectgpt_r1.stages import run_grpo
     run_grpo(args.run_dir, args.recipe, **_changes(args))
 
-# %% ../nbs/machinery/cli.ipynb #90f621e3
+# %% ../nbs/machinery/cli.ipynb #5e1cb694
 def _merge(args):
     import torch
     from affectgpt_r1.checkpoints import merge_stage
@@ -101,7 +101,7 @@ def _plan(args):
     print(memory_estimate(config, plan["micro_batch"], answers, checkpointing=checkpointing, **how))
     print(f"on {args.gib:g} GiB: {plan}")
 
-# %% ../nbs/machinery/cli.ipynb #75db3080
+# %% ../nbs/machinery/cli.ipynb #23f16bae
 def _planned(args):
     "The configuration of a model and its settings for GRPO"
     import torch
@@ -115,6 +115,11 @@ def _planned(args):
     if config.dtype is None: config.dtype = torch.float32
     model = SimpleNamespace(config=config)
     return config, stage_settings(model, "grpo", args.recipe, _changes(args))
+
+# %% ../nbs/machinery/cli.ipynb #92102693
+def _rehearse(args):
+    from affectgpt_r1.rehearsal import rehearse
+    rehearse(args.run_dir, args.shape)
 
 # %% ../nbs/machinery/cli.ipynb #23514317
 def _evaluate(args):
@@ -152,7 +157,7 @@ def _add_set(parser):
     parser.add_argument("--set", nargs="*", default=[], type=_setting, action="extend",
                         metavar="KEY=VALUE", help="further settings of the stage")
 
-# %% ../nbs/machinery/cli.ipynb #3f14facc
+# %% ../nbs/machinery/cli.ipynb #1483a50d
 def _add_data(parser):
     "Where clips are, and what happens to those that are not as they should be"
     for name, use in dict(caption="for the cold start", human="for GRPO",
@@ -170,14 +175,14 @@ def _add_training(parser, modes):
     parser.add_argument("--mode", choices=modes, help="the recipe's by default")
     parser.add_argument("--lora", action="store_true", help="train adapters, not all weights")
 
-# %% ../nbs/machinery/cli.ipynb #cf229616
+# %% ../nbs/machinery/cli.ipynb #6bc42180
 def _add_features(commands):
     "The command that prepares a run"
     parser = _stage(commands, "features", _features, "clips, first model and features of a run")
     _add_data(parser)
     parser.add_argument("--wheels", default="builtin", choices=["builtin", "v1", "v2026"])
     parser.add_argument("--wheels-root", help="folder of the authors' emotion wheels")
-    parser.add_argument("--clips", default="toy", choices=["toy", "smoke"],
+    parser.add_argument("--clips", default="toy", choices=["toy", "smoke", "tiny"],
                         help="size of the generated corpus, if no clips are given")
     parser.add_argument("--model", help="checkpoint to start from, its encoders trained")
     parser.add_argument("--parts", nargs=3, metavar=("DECODER", "VISION", "AUDIO"),
@@ -197,15 +202,22 @@ def _add_stages(commands):
     evaluate = _stage(commands, "evaluate", _evaluate, "answers to the test clips")
     evaluate.add_argument("--mode", choices=["answer", "think"], help="that of the run by default")
 
-# %% ../nbs/machinery/cli.ipynb #9b08b36e
+# %% ../nbs/machinery/cli.ipynb #8906094d
 def _add_tools(commands):
-    "Merging, and a look at the memory"
+    "Merging and rehearsing"
     merge = _command(commands, "merge", _merge, "put the adapters of a stage into its weights")
     merge.add_argument("stage", type=Path, help="folder of a stage with adapters")
     merge.add_argument("out", type=Path, help="folder for the merged model")
     merge.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     merge.add_argument("--tolerance", default=0.05, type=float,
                        help="largest error, as a share of what the adapters change")
+    rehearsal = _command(commands, "rehearse", _rehearse, "the whole path with random weights")
+    rehearsal.add_argument("--run-dir", required=True, type=Path, help="folder of the run")
+    rehearsal.add_argument("--shape", default="qwen2.5-0.5b", help="or tiny, or qwen2.5-7b")
+
+# %% ../nbs/machinery/cli.ipynb #3f62cb8c
+def _add_plan(commands):
+    "What fits on a GPU"
     plan = _command(commands, "plan", _plan, "what a step of GRPO takes on a GPU")
     plan.add_argument("--gib", required=True, type=float, help="memory of the GPU")
     plan.add_argument("--preset", default="paper", choices=["toy", "small", "paper"])
@@ -239,6 +251,6 @@ def main(
     "Run a command"
     parser = argparse.ArgumentParser(prog="affectgpt-r1")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_stages, _add_tools, _add_studies): add(commands)
+    for add in (_add_stages, _add_tools, _add_plan, _add_studies): add(commands)
     parsed = parser.parse_args(_with_config(sys.argv[1:] if args is None else args))
     parsed.function(parsed)

@@ -29,6 +29,7 @@ from .inference import generate_replies, generation_config
 from .labels import check_mode, completion_text, parse_response
 from .metrics import ew_score
 from .modeling import AffectGPTForConditionalGeneration
+from .predictions import share_batches
 from .processing import AffectGPTProcessor, make_prompt
 from .recipes import stage_settings
 from .rewards import make_rewards
@@ -132,11 +133,10 @@ def held_out_score(
 ) -> dict:                               # ew_f, words
     "Emotion-wheel F of greedy answers, and their mean number of words"
     config = generation_config(model, processor, mode, max_new_tokens)
-    chats, replies = [make_prompt(row, mode) for row in dataset], []
-    for start in range(0, len(chats), batch_size):
-        batch = chats[start:start + batch_size]
-        replies += generate_replies(model, processor, batch, config)
-    answers = [parse_response(reply.text, mode).labels for reply in replies]
+    chats = [make_prompt(row, mode) for row in dataset]
+    write = partial(generate_replies, model, processor, config=config)
+    replies = share_batches(write, chats, batch_size)   # each process answers its share
+    answers = [parse_response(r.text, mode).labels for batch in replies for r in batch]
     score = ew_score(list(dataset["labels"]), answers, wheels=wheels)
     return dict(ew_f=score.f, words=score.mean_labels)
 
@@ -158,7 +158,7 @@ def _check_answers(num_prompts, num_generations, micro_batch):
         raise ValueError(f"micro_batch is {micro_batch}; it must divide the {answers} answers "
                          "of a step")
 
-# %% ../nbs/11_grpo.ipynb #cf65da12
+# %% ../nbs/11_grpo.ipynb #608e35f9
 def _check_clips(n_clips, args):
     "Raises ValueError where one sampling takes more clips than there are: it would take none"
     wanted = args.generation_batch_size // args.num_generations   # of all processes together
@@ -198,7 +198,7 @@ def _grpo_config(out, processor, settings, weights, held_out):
     args.save_steps = args.eval_steps = math.ceil(args.save_steps / between) * between
     return args
 
-# %% ../nbs/11_grpo.ipynb #e9ee63ba
+# %% ../nbs/11_grpo.ipynb #b3bcbd43
 def _settings(model, recipe, changes):
     "All settings of a run; raises ValueError where they do not go together"
     refuse_second_names(changes, _SECOND_NAMES)
@@ -210,7 +210,7 @@ def _settings(model, recipe, changes):
     _check_answers(*(settings[name] for name in sizes))
     return settings | dict(lora=adapters_for(model, settings["lora"], "lora" in changes))
 
-# %% ../nbs/11_grpo.ipynb #d3e7b333
+# %% ../nbs/11_grpo.ipynb #4c2ae1a3
 def _open_run(model, rows, out, settings, rewards):
     "The checkpoint to resume from; `run.json` gets everything that decides the numbers of the run"
     dataset, validation = rows
@@ -221,7 +221,7 @@ def _open_run(model, rows, out, settings, rewards):
         validation=validation and list(validation["name"]),
         clips=rows_hash(dataset, ["name", "labels"]))
 
-# %% ../nbs/11_grpo.ipynb #81009e7b
+# %% ../nbs/11_grpo.ipynb #8a725b58
 def _rewards(asked, settings, wheels):
     "(functions, weights): what was asked for, or the recipe's; raises ValueError for another mode"
     mode = settings["mode"]
@@ -258,7 +258,7 @@ def train_grpo(
     if settings["lora"]: find_base(model, out)
     return _train(model, processor, rows, rewards, out, settings, wheels, callbacks, resume)
 
-# %% ../nbs/11_grpo.ipynb #33186c90
+# %% ../nbs/11_grpo.ipynb #751f8d2e
 def _train(model, processor, rows, rewards, out, settings, wheels, callbacks, resume):
     "Train with `HeldOutTrainer`, and save"
     (dataset, validation), (functions, weights) = rows, rewards

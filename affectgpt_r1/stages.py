@@ -32,7 +32,7 @@ from .towers import train_towers
 from .toy import make_toy_corpus
 from .wheels import EmotionWheels, load_wheels
 
-# %% ../nbs/machinery/stages.ipynb #563a5fe6
+# %% ../nbs/machinery/stages.ipynb #f97fae60
 SPLITS = ("caption", "human", "test")   # for the cold start, for GRPO, and held out from both
 
 
@@ -96,7 +96,7 @@ def prepare_run(
     processor.features = FeatureCache(Path(run) / "features", start, processor)
     for name in SPLITS: processor.features.compute(splits[name], start, processor)
 
-# %% ../nbs/machinery/stages.ipynb #4a60191e
+# %% ../nbs/machinery/stages.ipynb #f6e3ffde
 def _prepare_data(run, sources, clips, about):
     "The splits of a run, which `prepared.json` describes from now on"
     if sources is None:
@@ -136,7 +136,7 @@ def run_cold_start(
     captions, out = run_splits(run)["caption"], Path(run) / "cold_start"
     return cold_start(model, processor, captions, out, recipe, **changes)
 
-# %% ../nbs/machinery/stages.ipynb #8a5f6b38
+# %% ../nbs/machinery/stages.ipynb #c632c144
 def _frozen_dtype(recipe, stage, changes):
     "On a GPU, weights that are not trained are loaded in 16 bits"
     known = training_recipe(recipe, stage).settings if recipe else {}
@@ -192,9 +192,8 @@ def run_evaluation(
     if process.is_main_process: (run / "scores.json").write_text(json.dumps(scores, indent=1))
     return scores
 
-# %% ../nbs/machinery/stages.ipynb #40ae11b3
+# %% ../nbs/machinery/stages.ipynb #23488a99
 def _score(run, test, table, mode):
-    "The scores of a table of replies, with the wheels of the run"
+    "The scores of a table of replies, the share of cut ones too, with the wheels of the run"
     gold = dict(zip(test["name"], test["labels"]))
-    replies = dict(zip(table["name"], table["reply"]))
-    return score_predictions(gold, replies, run_wheels(run), mode)
+    return score_predictions(gold, table, run_wheels(run), mode)

@@ -74,7 +74,8 @@ CORPUS_VERSION = 2   # raised whenever the same seed would make other clips
 TOY_SIZES = dict(    # clips of each split, and of each test set of MER-UniBench
     toy=dict(caption=1000, human=320, test=320, unibench=40),
     smoke=dict(caption=96, human=48, test=32, unibench=6),
-    demo=dict(caption=240, human=48, test=32, unibench=1))
+    demo=dict(caption=240, human=48, test=32, unibench=1),
+    tiny=dict(caption=6, human=6, test=2, unibench=1))
 
 # %% ../nbs/06_toy.ipynb #627a462a
 def _claim_folder(root, preset, seed):
