@@ -15,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the `train` extra")
 
 import numpy as np
+import peft
 import transformers
 from conftest import ROOT
 
@@ -22,7 +23,7 @@ from affectgpt_r1 import features
 from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.features import FeatureCache, MediaHashes, read_features, write_features
-from affectgpt_r1.parts import make_toy_model
+from affectgpt_r1.parts import lora_config, make_toy_model
 from affectgpt_r1.toy import make_toy_corpus
 
 
@@ -498,3 +499,12 @@ def test_only_the_encoders_go_to_a_gpu_and_come_back(human, tmp_path, monkeypatc
     done = len(moves)
     assert cache.compute(human.select(range(2)), model, processor, workers=0) == 0
     assert len(moves) == done   # nothing to compute, nothing moves
+
+
+def test_adapters_change_no_feature(human, tmp_path):
+    "peft wraps the model once more; its encoders stay what they are"
+    model, processor = make_toy_model(["some words"])
+    cache = FeatureCache(tmp_path, model, processor)
+    adapted = peft.get_peft_model(model, lora_config())
+    assert cache.compute(human.select(range(2)), adapted, processor, workers=0) == 2
+    assert human[0] in FeatureCache(tmp_path, adapted, processor)
