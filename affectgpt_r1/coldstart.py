@@ -17,11 +17,12 @@ from peft import PeftModel
 from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
+from .chats import check_text, control_tokens, truncate_text
 from .checkpoints import adapters_for, find_base
 from .fingerprints import rows_hash, weights_hash
 from .labels import MODES, check_mode, make_target
 from .modeling import AffectGPTForConditionalGeneration
-from .processing import AffectGPTProcessor, make_prompt
+from .processing import TAGS, AffectGPTProcessor, make_prompt
 from .recipes import stage_settings
 from .training import (
     check_rows, finish_training, finished_log, hide_known_warnings, refuse_second_names,
@@ -36,7 +37,8 @@ def target_text(
     if mode == "think" and not row["description"]:
         raise ValueError(f"clip {row['name']!r} has no description to think with; "
                          "use a track that has one, or mode='answer'")
-    return make_target(row["labels"], mode=mode, think=row["description"])
+    try: return make_target(row["labels"], mode=mode, think=row["description"])
+    except ValueError as e: raise ValueError(f"clip {row['name']!r}: {e}") from e
 
 # %% ../nbs/09_coldstart.ipynb #k002
 def row_mode(
@@ -61,22 +63,37 @@ def _reordered(row, seed, epoch):
     "The row with its labels in the order of this epoch"
     return row | dict(labels=reorder_labels(row["labels"], seed, epoch, row["name"]))
 
+# %% ../nbs/09_coldstart.ipynb #52358cdc
+def _bounded(row, mode, processor, longest):
+    "The row with a description that leaves room for its labels in an answer of `longest` tokens"
+    if mode == "answer" or not longest or not row["description"]: return row
+    name, tokenizer = f"clip {row['name']!r}: its description", processor.tokenizer
+    rest = tokenizer(make_target(row["labels"], "think", think="x"))["input_ids"]
+    text = check_text(row["description"], control_tokens(tokenizer) | {*TAGS}, name)
+    return row | dict(description=truncate_text(tokenizer, text, longest - len(rest), name))
+
+# %% ../nbs/09_coldstart.ipynb #c5727293
+class _EpochCounter(TrainerCallback):
+    epoch = 0
+
+    def on_epoch_begin(self, args, state, control, **kwargs): self.epoch = int(state.epoch + 1e-6)
+
 # %% ../nbs/09_coldstart.ipynb #c011
-class Collator(TrainerCallback):
+class Collator(_EpochCounter):
     "Turns rows into a training batch: prompt and target of each, with the clip's tensors"
     def __init__(
         self,
         processor: AffectGPTProcessor,
         mode: str = "answer",       # "answer", "think" or "mixed"
         seed: int | None = None,    # Draws the order of the labels in each epoch; kept if None
+        longest: int | None = None, # Tokens that a target may have; a longer description is cut
     ):
-        self.processor, self.mode, self.seed, self.epoch = processor, mode, seed, 0
-
-    def on_epoch_begin(self, args, state, control, **kwargs): self.epoch = int(state.epoch + 1e-6)
+        self.processor, self.mode, self.seed, self.longest = processor, mode, seed, longest
 
     def __call__(self, rows: list) -> dict:
         if self.seed is not None: rows = [_reordered(row, self.seed, self.epoch) for row in rows]
         modes = [row_mode(row, self.mode, self.epoch) for row in rows]
+        rows = [_bounded(row, mode, self.processor, self.longest) for row, mode in zip(rows, modes)]
         chats = [make_prompt(row, mode) for row, mode in zip(rows, modes)]
         targets = [target_text(row, mode) for row, mode in zip(rows, modes)]
         return dict(self.processor.training_batch(chats, targets))
@@ -140,7 +157,7 @@ def _train(model, processor, dataset, out, settings, validation, callbacks, resu
     "Train with trl's `SFTTrainer`, and save"
     mode, max_new_tokens = settings.pop("mode"), settings.pop("max_new_tokens")
     lora, shuffle, seed = settings.pop("lora"), settings.pop("shuffle_labels"), settings["seed"]
-    collator = Collator(processor, mode, seed if shuffle else None)
+    collator = Collator(processor, mode, seed if shuffle else None, max_new_tokens)
     set_seed(seed)   # the first weights of the adapters depend on it
     trainer = SFTTrainer(
         model, _sft_config(out, settings, validation), collator, train_dataset=dataset,

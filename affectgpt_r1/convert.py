@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoProcessor
 
 from .modeling import AffectGPTForConditionalGeneration
 from .parts import load_parts, lora_config
@@ -120,33 +119,12 @@ def load_released(
     adapted.load_state_dict(ours, strict=False)  # what the file does not hold stays
     return adapted
 
-# %% ../nbs/machinery/convert.ipynb #a17b7fbd
-def _check_base(model, processor, folder, wanted):
-    "Raises ValueError where the base model in a folder has other settings than those asked for"
-    found = dict(prompt_template=processor.prompt_template, visual=processor.visual,
-                 compat=model.config.compat, tower_dtype=model.model.vision_tower.dtype)
-    for name, value in wanted.items():
-        if found[name] != value:
-            raise ValueError(f"{folder}: the base model there has {name}={found[name]!r}, and "
-                             f"{value!r} is asked for; give another `base_path`")
-
-
-def _read_base(folder, parts, dtype, settings):
-    "The base model in a folder and its processor; they are written first where there are none"
-    if not (Path(folder) / "processor_config.json").exists():
-        for part in load_parts(*parts, dtype, **settings): part.save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    processor = AutoProcessor.from_pretrained(folder)
-    _check_base(model, processor, folder, settings)
-    return model, processor
-
 # %% ../nbs/machinery/convert.ipynb #v023
 def from_released(
     path: str | Path,                     # A `.pth` of the authors
     text_path: str | Path,                # Folder of Qwen2.5-7B-Instruct
     vision_path: str | Path,              # Folder of clip-vit-large-patch14
     audio_path: str | Path,               # Folder of chinese-hubert-large
-    base_path: str | Path,                # Folder for the base model, written by the first call
     frame: str,                           # The authors' prompt, a template with `FIELDS`
     visual: str = "face",                 # "face" or "frame": which of the two released models
     dtype: torch.dtype = torch.bfloat16,  # Of the decoder
@@ -154,10 +132,9 @@ def from_released(
     ignore=(),                            # Names of tensors in the file that are left out
 ) -> tuple:                               # (peft's model, processor)
     "The released AffectGPT as a native model"
-    settings = dict(
-        prompt_template=frame, visual=visual, compat="affectgpt", tower_dtype=tower_dtype)
-    parts = text_path, vision_path, audio_path
-    model, processor = _read_base(base_path, parts, dtype, settings)
+    model, processor = load_parts(
+        text_path, vision_path, audio_path, dtype, prompt_template=frame, visual=visual,
+        compat="affectgpt", tower_dtype=tower_dtype)
     return load_released(model, path, ignore), processor
 
 # %% ../nbs/machinery/convert.ipynb #9e1b8fca

@@ -76,5 +76,7 @@ def cold_started_toy() -> ToyRun:
             _make(folder)
             torch.set_num_threads(n_threads)
     model, processor = load_stage(folder/"cold_start")
-    processor.features = FeatureCache(folder/"features", model, processor)
-    return ToyRun(folder, *_splits(folder), model.eval(), processor)
+    processor.features, splits = FeatureCache(folder/"features", model, processor), _splits(folder)
+    missing = [row for split in splits for row in split if row not in processor.features]
+    if missing: processor.features.compute(missing, model, processor)   # of an older release
+    return ToyRun(folder, *splits, model.eval(), processor)

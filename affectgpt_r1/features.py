@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from tqdm.notebook import tqdm as notebook_tqdm
 
 from .fingerprints import file_hash
-from .modeling import AffectGPTForConditionalGeneration
+from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from .processing import AffectGPTProcessor
 from .scoring import sum_over_processes
 
@@ -118,7 +118,7 @@ def encoder_fingerprint(
     processor: AffectGPTProcessor,  # Its processor
 ) -> str:         # sha256, hexadecimal
     "A hash of what the features depend on besides the media: encoder weights and preprocessing"
-    h = hashlib.sha256(f"{processor.visual} {processor.frames_by} {processor.compat}".encode())
+    h = hashlib.sha256(_of_processor(processor).encode())
     towers = _towers(_encoders(model))
     parts = (processor.image_processor, processor.feature_extractor, *(t.config for t in towers))
     for part in parts: h.update(_lasting_fields(part).encode())
@@ -131,7 +131,13 @@ def encoder_fingerprint(
 # %% ../nbs/08_features.ipynb #d277bbe5
 def _encoders(model):
     "The part of a model that holds the two encoders; peft wraps a model once more"
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
+    return unwrap_peft(model).model
+
+
+def _of_processor(processor):
+    "What the processor does to media, besides its two parts"
+    return (f"{processor.visual} {processor.frames_by} {processor.compat} {processor.num_frames} "
+            f"{processor.num_segments} {processor.segment_seconds}")
 
 
 def _towers(encoders):

@@ -27,10 +27,11 @@ from transformers.generation.streamers import BaseStreamer
 # %% ../nbs/machinery/inference.ipynb #d21abc56
 from .cards import model_card
 from .chats import clips_of
+from .checkpoints import find_base, load_stage, save_stage
 from .labels import MODES, check_mode, parse_response
 from .media import media_streams
-from .modeling import AffectGPTForConditionalGeneration
-from .processing import AUTO_MAP, END, AffectGPTProcessor, make_prompt
+from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
+from .processing import END, AffectGPTProcessor, make_prompt
 from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/machinery/inference.ipynb #e873be02
@@ -284,6 +285,7 @@ class _Pair:
     ):
         "Model and processor of one checkpoint"
         both = {name: kwargs[name] for name in _HUB if name in kwargs}
+        if Path(folder, "base.json").exists(): return cls(*load_stage(folder, **kwargs))
         model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
         return cls(model, AutoProcessor.from_pretrained(folder, **both))
 
@@ -294,11 +296,10 @@ class _SavedPair(_Pair):
         folder: str | Path,
         **card,              # What the model can't know, see `model_card`
     ):
-        "Model, processor and model card in one folder; adapters are merged into the weights"
-        if hasattr(self.model, "merge_and_unload"): self.model = self.model.merge_and_unload()
-        self.model.config.auto_map = AUTO_MAP
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        "Model, or adapters and the place of their base, processor and card in one folder"
+        whole = unwrap_peft(self.model)
+        if whole is not self.model: find_base(whole, folder)
+        save_stage(self.model, self.processor, folder)
         model_card(self.model, **card).save(Path(folder) / "README.md")
 
 # %% ../nbs/machinery/inference.ipynb #05bb9659
@@ -311,7 +312,10 @@ class _SharedPair(_SavedPair):
         commit_message: str = "Upload AffectGPT",
         **card,                        # What the model can't know, see `model_card`
     ) -> str:                          # Address of the commit
-        "Put model, processor and model card on the hub"
+        "Put model, processor and model card on the hub; raises ValueError for adapters"
+        if unwrap_peft(self.model) is not self.model:
+            raise ValueError("adapters belong to weights on this machine, which others do not "
+                             "have: merge them first, with `merge_stage` or `affectgpt-r1 merge`")
         repo = create_repo(repo_id, token=token, private=private, exist_ok=True)
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, name=repo.repo_id, **card)

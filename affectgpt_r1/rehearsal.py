@@ -19,13 +19,15 @@ import pandas as pd
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    CLIPImageProcessor, CLIPVisionModelWithProjection, HubertModel, PreTrainedModel,
-    PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Wav2Vec2FeatureExtractor)
+    CLIPVisionModelWithProjection, HubertModel, PreTrainedTokenizerFast, Qwen2Config,
+    Qwen2ForCausalLM, Wav2Vec2FeatureExtractor)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from .checkpoints import base_model, load_stage, merge_stage, probe_logps
+from .checkpoints import load_stage, merge_stage, probe_logps
 from .configuration import paper_config, toy_config
 from .grpo import train_grpo
 from .labels import QUESTIONS, completion_text
+from .modeling import unwrap_peft
 from .processing import CHAT_TEMPLATE
 from .stages import (
     load_run_stage, prepare_run, run_cold_start, run_evaluation, run_splits)
@@ -59,7 +61,7 @@ def make_parts(
                                (HubertModel, audio, "audio")):
         kind._from_config(config, dtype=dtype).save_pretrained(places[name])
     side = dict(height=vision.image_size, width=vision.image_size)
-    CLIPImageProcessor(size=side, crop_size=side).save_pretrained(places["vision"])
+    CLIPImageProcessorPil(size=side, crop_size=side).save_pretrained(places["vision"])
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(places["audio"])
     return dict(zip(("text_path", "vision_path", "audio_path"), map(str, places.values())))
 
@@ -134,7 +136,7 @@ def _reload(run, shape):
     apart = (found.cpu() - torch.load(run / "probe.pt")).abs().max().item()
     assert apart < 1e-3, f"log-probabilities differ by {apart:.1e} after reloading"
     kept = json.loads((run / "grpo/base.json").read_text())["hash"]
-    assert kept == base_model(model).source["hash"]
+    assert kept == unwrap_peft(model).source["hash"]
     return f"largest difference of a log-probability after reloading {apart:.1e}"
 
 # %% ../nbs/machinery/rehearsal.ipynb #a911bb50

@@ -16,14 +16,14 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 
-from .checkpoints import base_model, load_stage, save_start
+from .checkpoints import load_stage, save_start
 from .coldstart import cold_start, target_text
 from .evaluate import predict_clips, score_predictions
 from .features import FeatureCache
 from .grpo import train_grpo
 from .labels import QUESTIONS
 from .memory import plan_memory
-from .modeling import AffectGPTForConditionalGeneration
+from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from .parts import load_parts, make_model
 from .processing import AffectGPTProcessor
 from .recipes import stage_settings, training_recipe
@@ -164,7 +164,7 @@ def _memory_plan(model, recipe, changes):
     settings = stage_settings(model, "grpo", recipe, changes)
     gib = torch.cuda.get_device_properties(0).total_memory / 2**30
     answers = settings["num_prompts"] * settings["num_generations"]
-    base = base_model(model)
+    base = unwrap_peft(model)
     return plan_memory(base.config, gib, answers, completion=settings["max_new_tokens"],
                        lora=bool(settings["lora"]), dtype=base.lm_head.weight.dtype)
 

@@ -33,7 +33,7 @@ from affectgpt_r1.labels import make_target
 from affectgpt_r1.modeling import unwrap_peft
 from affectgpt_r1.parts import load_parts, lora_config
 from affectgpt_r1.processing import PLACEHOLDERS, TAGS, make_prompt
-from affectgpt_r1.training import load_stage
+from affectgpt_r1.checkpoints import load_stage, save_stage
 
 TEMPLATE = "# {multi} {audio} {video} {subtitle} {question} #"
 COMPAT = dict(compat="affectgpt", prompt_template=TEMPLATE)
@@ -113,7 +113,7 @@ def released(parts, tmp_path_factory):
     path = tmp_path_factory.mktemp("file") / "checkpoint_000030_loss_0.751.pth"
     torch.save(dict(model=state, optimizer={}, config={}, scaler={}, epoch=30), path)
     base, processor = load_parts(**parts, **COMPAT)
-    call = dict(parts, path=path, base_path=path.parent / "base", frame=TEMPLATE, visual="frame")
+    call = dict(parts, path=path, frame=TEMPLATE, visual="frame")
     return dict(state=state, path=path, base=base, processor=processor, call=call)
 
 
@@ -217,8 +217,9 @@ def learn_one_clip(parts, out, mode, tag_tokens, epochs, learning_rate):
     row = dict(name="a", video="v", audio="a", face="", subtitle="hello", labels=["sad"],
                description="low voice")
     processor.features = one_clip
-    cold_start(model, processor, Dataset.from_list([row]), out, mode=mode, epochs=epochs,
-               batch_size=1, learning_rate=learning_rate, lora=lora_config(model), warmup_steps=0)
+    cold_start(model, processor, Dataset.from_list([row]), out, "paper", mode=mode, epochs=epochs,
+               batch_size=1, learning_rate=learning_rate, lr_scheduler_type="linear",
+               weight_decay=0.)
     model, processor = load_stage(out)
     processor.features = one_clip
     chats, target = [make_prompt(row, mode)], make_target(["sad"], mode=mode, think="low voice")
@@ -527,7 +528,7 @@ def test_converted_logits_are_those_of_the_formulas(released, parts):
 
 
 def test_there_and_back_and_through_a_native_checkpoint(released, parts, tmp_path):
-    half = released["call"] | dict(dtype=torch.bfloat16, base_path=tmp_path / "base")
+    half = released["call"] | dict(dtype=torch.bfloat16)
     model, _ = from_released(**half)
     inner = unwrap_peft(model).model
     assert inner.language_model.dtype == torch.bfloat16
@@ -542,19 +543,16 @@ def test_there_and_back_and_through_a_native_checkpoint(released, parts, tmp_pat
             assert torch.equal(x, released["state"][name]) and x.dtype == torch.float32
 
 
-def test_what_from_released_gives_reloads_by_the_auto_classes(released, tmp_path):
+def test_what_from_released_gives_is_saved_and_reloaded_as_any_stage(released, tmp_path):
+    "Without a copy of the parts, and ready to be trained further"
     model, processor = from_released(**released["call"])
-    again, _ = from_released(**released["call"])  # from the base that the first call wrote
-    model.save_pretrained(tmp_path / "start")
+    save_stage(model, processor, tmp_path / "start")
+    assert not list((tmp_path / "start").glob("model*.safetensors"))
     batch = media(model, processor)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "start")
+    loaded, _ = load_stage(tmp_path / "start")
     with torch.no_grad():
-        assert torch.equal(again(**batch).logits, model(**batch).logits)
-        assert torch.allclose(loaded(**batch).logits, model(**batch).logits, atol=1e-5)
-    assert any("lora_A" in name for name, _ in loaded.named_parameters())
-    other = released["call"] | dict(visual="face")
-    with pytest.raises(ValueError, match="base: the base model there has visual='frame'"):
-        from_released(**other)
+        assert torch.allclose(loaded.eval()(**batch).logits, model(**batch).logits, atol=1e-5)
+    assert any("lora_A" in name and p.requires_grad for name, p in loaded.named_parameters())
 
 
 def test_a_tensor_is_left_out_only_where_it_is_named(released, tmp_path):
@@ -577,14 +575,14 @@ def test_the_released_protocol_asks_and_samples_as_the_authors():
 def test_features_and_training_go_on_from_the_released_model(released, human, tmp_path):
     model, processor = from_released(**released["call"])
     rows, batch = human.select(range(2)), media(model, processor)
-    cache = FeatureCache(tmp_path / "features", unwrap_peft(model), processor)
-    assert cache.compute(rows) == 2
+    cache = FeatureCache(tmp_path / "features", model, processor)
+    assert cache.compute(rows, model, processor) == 2
     processor.features = cache
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert all("lora_" in name or "modules_to_save" in name for name in trained)
     with torch.no_grad(): before = model(**batch).logits
-    cold_start(model, processor, rows, tmp_path / "out", epochs=2, batch_size=2,
-               learning_rate=1e-2, warmup_steps=0)
+    cold_start(model, processor, rows, tmp_path / "out", "paper", epochs=2, batch_size=2,
+               learning_rate=1e-2)
     with torch.no_grad(): after = load_stage(tmp_path / "out")[0].eval()(**batch).logits
     assert (after - before).abs().max() > 1e-3
 
