@@ -71,7 +71,8 @@ def write_answers(
 def _predict_labels(model, processor, rows, mode, replies, extract, **kwargs):
     "Name -> words of what a model answers to the clips"
     table = predict_clips(model, processor, rows, mode, replies, **kwargs)
-    return read_labels(dict(zip(table["name"], table["reply"])), mode, extract)
+    read_as = "plain" if getattr(processor, "compat", None) else mode   # as released: no tags
+    return read_labels(dict(zip(table["name"], table["reply"])), read_as, extract)
 
 # %% ../nbs/12b_benchmark.ipynb #b018
 def predict_unibench(

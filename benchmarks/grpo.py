@@ -33,7 +33,7 @@ from transformers import PrinterCallback, Qwen2ForCausalLM, TrainerCallback
 from transformers.utils import logging as hf_logging
 from trl import GRPOConfig, GRPOTrainer
 
-from affectgpt_r1 import grpo
+from affectgpt_r1 import grpo_trainer
 from affectgpt_r1.coldstart import target_text
 from affectgpt_r1.training import trainer_settings
 from affectgpt_r1.data import load_mer2025
@@ -369,11 +369,20 @@ def speedups(bench, rounds, steps):
     def everywhere(model, positions, media, **inputs):
         return model(**inputs | media)
 
-    with mock.patch.object(grpo, "answer_logits", everywhere):
-        before = best({"": lambda: bench.ours(**how)}, rounds)[""]
+    def ours():
+        return best({"": lambda: bench.ours(**how)}, rounds)[""]
+
+    with mock.patch.object(grpo_trainer, "takes_packed_rows", lambda config: False):
+        alone = ours()
+        with mock.patch.object(grpo_trainer, "answer_logits", everywhere):
+            everywhere_alone = ours()
     result["the head asked for the answer only, not for the prompt (whole step)"] = (
-        before["step"] / r["whole"]["step"]
+        everywhere_alone["step"] / alone["step"]
     )
+    result["a prompt computed once for its eight answers (loss and gradient)"] = (
+        alone["loss"] + alone["backward"]
+    ) / (r["whole"]["loss"] + r["whole"]["backward"])
+    result["the same (whole step)"] = alone["step"] / r["whole"]["step"]
     for m in ("8", "16", "32"):
         result[f"micro-batches of {m}, not 96 at once"] = r["whole"]["step"] / r[m]["step"]
     model = bench.model().eval()

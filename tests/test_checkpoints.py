@@ -10,11 +10,11 @@ torch = pytest.importorskip("torch", reason="needs the `train` extra")
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from affectgpt_r1.checkpoints import base_model, load_stage, merge_stage
+from affectgpt_r1.checkpoints import load_stage, merge_stage
 from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.demo import cold_started_toy
 from affectgpt_r1.grpo import train_grpo
-from affectgpt_r1.modeling import AffectGPTForConditionalGeneration
+from affectgpt_r1.modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from affectgpt_r1.processing import make_prompt
 from affectgpt_r1.rewards import make_rewards
 from affectgpt_r1.training import TrainingStopped
@@ -80,7 +80,7 @@ def test_new_adapters_on_adapters_are_refused(toy, adapted, tmp_path):
     with pytest.raises(ValueError, match="has adapters already"):
         train_grpo(model, toy.processor, rows, None, tmp_path, lora=True, **FEW)
     with pytest.raises(ValueError, match="load_stage"):
-        cold_start(base_model(model), toy.processor, rows, tmp_path)
+        cold_start(unwrap_peft(model), toy.processor, rows, tmp_path)
 
 
 def test_a_finished_run_gives_its_result(toy, adapted, tmp_path, capsys):

@@ -1,9 +1,12 @@
-"The examples of CONTRIBUTING.md do what they say"
+"The examples of CONTRIBUTING.md, and the script for a GPU, do what they say"
 
+import json
+import os
 import re
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 
@@ -24,3 +27,18 @@ def test_examples_run(tmp_path):
         text=True,
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_the_script_for_a_gpu_runs_at_toy_size(tmp_path):
+    pytest.importorskip("torch", reason="needs the `train` extra")
+    out = tmp_path / "gpu.json"
+    run = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/gpu.py", "--tiny", "--out", out],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    rows = json.loads(out.read_text())["rows"]
+    assert all(row.get("seconds", 0) >= 0 for row in rows.values())
+    assert rows["paper: checkpoint"]["mib"] > 0 and len(rows) >= 14
