@@ -19,19 +19,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, Genera
 
 from .labels import make_target
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
-from .parts import load_parts, lora_config, remember_source, source_hash
+from .parts import (
+    base_state, load_parts, lora_config, remember_source, source_hash)
 from .processing import AUTO_MAP, AffectGPTProcessor, make_prompt
 
 # %% ../nbs/machinery/checkpoints.ipynb #08b6659f
 def find_base(
-    model: AffectGPTForConditionalGeneration,   # About to get adapters
+    model: AffectGPTForConditionalGeneration,   # About to get adapters, or with some
     out: str | Path,                            # Folder of the stage
 ) -> None:
     "Make sure that the base of new adapters can be loaded again; writes it to `out/base` if not"
     source = getattr(model, "source", None)
     if source and source["hash"] == source_hash(model): return
     folder = Path(out) / "base"
-    if int(os.environ.get("RANK", 0)) == 0: model.save_pretrained(folder)
+    if int(os.environ.get("RANK", 0)) == 0:
+        model.save_pretrained(folder, state_dict=base_state(model))
     remember_source(model, folder=str(folder))
 
 # %% ../nbs/machinery/checkpoints.ipynb #aa62d85c
@@ -89,7 +91,7 @@ def _absolute(source, out):
     "The inverse of `_relative`"
     found = Path(out, source.get("folder", ""))
     if "folder" not in source or not found.exists(): return source
-    return source | dict(folder=str(found.resolve()))
+    return source | dict(folder=os.path.abspath(found))
 
 # %% ../nbs/machinery/checkpoints.ipynb #cd890580
 def load_stage(

@@ -39,12 +39,12 @@ def rows_hash(
 
 # %% ../nbs/machinery/fingerprints.ipynb #018dad3e
 def weights_hash(
-    model: Any,          # A torch module
+    model: Any,          # A torch module, or its state dict
     dtype: Any = None,   # Round to this type of torch first; the hash is then the same in it
 ) -> str:
     "A short hash of some numbers of every weight: it changes when the model is trained further"
-    parts = []
-    for name, weight in model.state_dict().items():
+    parts, weights = [], model if isinstance(model, Mapping) else model.state_dict()
+    for name, weight in weights.items():
         some = weight.detach().flatten()[::max(1, weight.numel() // 64)].to(dtype or weight.dtype)
         parts += [name, some.float().cpu().numpy().tobytes()]
     return short_hash(*parts)

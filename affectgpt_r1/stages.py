@@ -55,7 +55,7 @@ def run_wheels(
 
 # %% ../nbs/machinery/stages.ipynb #fd3b4ee8
 def hold_out(
-    rows: Dataset,
+    rows: Dataset,  # Any rows
     seed: int,      # Draws the clips
 ) -> tuple[Dataset, Dataset]:   # Held-out rows, the others
     "A fifth of the rows, to choose a checkpoint or a setting on, and the other rows"
@@ -90,9 +90,9 @@ def prepare_run(
 ) -> None:
     "Write what the run is, its first model, and the features of all clips"
     about = dict(missing=missing, leakage=leakage, wheels=wheels or {}, seed=seed)
-    splits = _prepare_data(Path(run), sources, clips, about)
-    start, processor = _find_start(model, splits, preset, seed, settings)
-    save_start(start, processor, Path(run) / "start")
+    with PartialState().main_process_first():
+        splits = _prepare_data(Path(run), sources, clips, about)
+    start, processor = _start(Path(run), model, splits, preset, seed, settings)
     processor.features = FeatureCache(Path(run) / "features", start, processor)
     for name in SPLITS: processor.features.compute(splits[name], start, processor)
 
@@ -115,6 +115,16 @@ def _find_start(model, splits, preset, seed, settings):
     "The first model of a run and its processor"
     if isinstance(model, dict): return load_parts(**model)
     return load_stage(model) if model else _make_start(splits["caption"], preset, seed, settings)
+
+# %% ../nbs/machinery/stages.ipynb #39ede037
+def _start(run, model, splits, preset, seed, settings):
+    "The first model of a run and its processor, in every process"
+    process, folder = PartialState(), run / "start"
+    if process.is_main_process:
+        start, processor = _find_start(model, splits, preset, seed, settings)
+        save_start(start, processor, folder)
+    process.wait_for_everyone()
+    return (start, processor) if process.is_main_process else load_stage(folder)
 
 # %% ../nbs/machinery/stages.ipynb #f69f2909
 def _make_start(captions, preset, seed, settings):

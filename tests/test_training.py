@@ -27,6 +27,7 @@ from trl import GRPOConfig
 
 import affectgpt_r1.coldstart as coldstart
 import affectgpt_r1.grpo as grpo
+from affectgpt_r1.checkpoints import load_stage
 from affectgpt_r1.coldstart import Collator, cold_start, target_text
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.features import FeatureCache
@@ -884,32 +885,55 @@ def test_two_processes_are_one_with_the_same_batch(lab, tmp_path):
     assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-5
 
 
-def test_the_script_trains_under_accelerate_launch(lab, tmp_path):
-    "With the config for several GPUs, on two processes of a CPU"
+def write_prepared(lab, run):
+    "A run folder for the clips of the lab, with their features"
     corpus = str(lab["root"] / "corpus")
     sources = dict(caption=(corpus, "caption"), human=(corpus, "human"), test=(corpus, "ovmerd"))
     about = dict(sources=sources, missing="error", leakage="error", wheels={}, seed=0)
-    (tmp_path / "prepared.json").write_text(json.dumps(about))
-    for name, there in dict(cold_start="cold", features="features").items():
-        (tmp_path / name).symlink_to(lab["root"] / there)
-    launch = [
-        "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/ddp.yaml"),
-        "--num_processes", "2", "--main_process_port", "0", "-m", "affectgpt_r1", "grpo",
-        "--run-dir", str(tmp_path)]
-    run = subprocess.run(
+    (run / "prepared.json").write_text(json.dumps(about))
+    (run / "features").symlink_to(lab["root"] / "features")
+
+
+def launch(run, command, *args):
+    "What a command prints that runs in two processes on a CPU, with the config for several GPUs"
+    how = ["--config_file", str(ROOT / "configs/ddp.yaml"), "--num_processes", "2"]
+    done = subprocess.run(
         [
-            sys.executable, *launch, "--set", "steps=2", "num_prompts=2", "num_generations=4",
-            "save_steps=1"],
+            sys.executable, "-m", "accelerate.commands.launch", *how, "--main_process_port", "0",
+            "-m", "affectgpt_r1", command, "--run-dir", str(run), *args],
         cwd=ROOT,
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.count("GRPO 2/2") >= 1 and "held-out F" in run.stdout
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_script_trains_under_accelerate_launch(lab, tmp_path):
+    write_prepared(lab, tmp_path)
+    (tmp_path / "cold_start").symlink_to(lab["root"] / "cold")
+    few = ("--set", "steps=2", "num_prompts=2", "num_generations=4", "save_steps=1")
+    said = launch(tmp_path, "grpo", *few)
+    assert said.count("GRPO 2/2") >= 1 and "held-out F" in said
     assert (tmp_path / "grpo/model.safetensors").exists() and len(
         read_completions(tmp_path / "grpo")
     ) == 2 * 2 * 8
+
+
+def test_adapters_go_from_stage_to_stage_in_two_processes(lab, tmp_path):
+    "Cold start with LoRA, GRPO on the same adapters, evaluation: each in two processes"
+    write_prepared(lab, tmp_path)
+    (tmp_path / "start").symlink_to(lab["root"] / "cold")   # it can write answers
+    launch(tmp_path, "sft", "--lora", "--set", "max_steps=2", "batch_size=4")
+    few = ("steps=2", "num_prompts=2", "num_generations=4", "warmup_steps=0")
+    launch(tmp_path, "grpo", "--set", *few)
+    bases = [json.loads((tmp_path / s / "base.json").read_text()) for s in ("cold_start", "grpo")]
+    assert bases[0] == bases[1] == dict(folder="../start", hash=bases[0]["hash"])
+    cold, trained = (load_stage(tmp_path / stage)[0] for stage in ("cold_start", "grpo"))
+    assert parameters_apart(cold, trained) > 0
+    launch(tmp_path, "evaluate", "--set", "max_new_tokens=8")
+    assert len(json.loads((tmp_path / "scores.json").read_text())) == 4
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])
