@@ -294,7 +294,7 @@ def load_splits(
     missing: str = "error",            # Absent or faulty files: "error", "drop" or "mask"
     leakage: str = "error",            # Test clips among the others: "error" or "drop"
     checked: str | Path | None = None, # JSONL file of the files that were found to be sound
-    progress: bool = True,             # Show a progress bar
+    progress: bool = True,             # Show a progress bar, and print the report
 ) -> datasets.DatasetDict:             # The splits that were asked for, by name
     "Load, check and report splits; one error names everything that is wrong"
     _check_choice("missing", missing, ("error", "drop", "mask"))
@@ -303,6 +303,7 @@ def load_splits(
     _load_all(loading, dict(caption=caption, human=human, test=test))
     _check_files(loading, progress, checked)
     _check_pairs(loading)
-    _say(list(_report(loading)))
+    report = list(_report(loading))
+    if progress: _say(report)
     _raise_all(loading)
     return datasets.DatasetDict(loading.splits)

@@ -37,14 +37,15 @@ SPLITS = ("caption", "human", "test")   # for the cold start, for GRPO, and held
 
 
 def run_splits(
-    run: str | Path,   # Folder of the run
-) -> dict[str, Dataset]:   # By the names in `SPLITS`
+    run: str | Path,         # Folder of the run
+    report: bool = False,    # Print what was found
+) -> dict[str, Dataset]:     # By the names in `SPLITS`
     "The data sets of a run, checked as `load_splits` does"
     run = Path(run)
     about = json.loads((run / "prepared.json").read_text())
     sources = {name: tuple(about["sources"][name]) for name in SPLITS}
     return load_splits(**sources, missing=about["missing"], leakage=about["leakage"],
-                       checked=run / "checked.jsonl", progress=False)
+                       checked=run / "checked.jsonl", progress=report)
 
 
 def run_wheels(
@@ -108,7 +109,7 @@ def _prepare_data(run, sources, clips, about):
                          "has none (a folder and a track)")
     run.mkdir(parents=True, exist_ok=True)
     (run / "prepared.json").write_text(json.dumps(about | dict(sources=sources), indent=1))
-    return run_splits(run)
+    return run_splits(run, report=True)
 
 
 def _find_start(model, splits, preset, seed, settings):

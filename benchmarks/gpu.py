@@ -31,18 +31,12 @@ from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.features import FeatureCache
 from affectgpt_r1.grpo import train_grpo
-from affectgpt_r1.labels import completion_text
 from affectgpt_r1.parts import load_parts, make_model
 from affectgpt_r1.records import made_by
-from affectgpt_r1.rehearsal import make_parts
+from affectgpt_r1.rehearsal import even_tokens, make_parts
 from affectgpt_r1.toy import make_toy_corpus
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def short(completions, **columns):
-    "Reward function: random weights write no emotions, so answers are paid for being short"
-    return [1 / (1 + len(completion_text(c))) for c in completions]
 
 
 class Meter:
@@ -101,7 +95,7 @@ def reinforce(meter, name, processor, rows, folder, recipe, answers, tokens):
     how |= dict(generation_kwargs={"min_new_tokens": tokens})
     meter.measure(
         f"{name}: GRPO, 3 steps of {answers} answers of {tokens} tokens, saved at the end",
-        lambda: train_grpo(stage, processor, rows, ([short], [1.0]), out, recipe, **how),
+        lambda: train_grpo(stage, processor, rows, ([even_tokens], [1.0]), out, recipe, **how),
     )
 
 
