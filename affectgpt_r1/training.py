@@ -91,7 +91,7 @@ class _ProgressLines(TrainerCallback):
         numbers = "  ".join(f"{name} {value}" for name, value in self.numbers.items())
         print(f"{self.desc} {state.global_step}/{state.max_steps}  {numbers}", flush=True)
 
-# %% ../nbs/machinery/training.ipynb #1af493d2
+# %% ../nbs/machinery/training.ipynb #743d3290
 class _ProgressBar(_ProgressLines):
     bar = None   # in a notebook only
 
