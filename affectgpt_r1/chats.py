@@ -9,7 +9,7 @@ __all__ = ['text_in', 'clip_in', 'clip_of', 'clips_of', 'clip_name', 'as_clips',
 # %% ../nbs/machinery/chats.ipynb #7b6d6c15
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,9 +104,9 @@ def _as_list(x):
 
 # %% ../nbs/machinery/chats.ipynb #0935ec7c
 def as_clips(
-    videos,       # For each clip a path or an array of frames; one, a list, or None
-    audio,        # For each clip a path or a waveform; one, a list, or None
-) -> list[dict]:  # With `video`, `audio` and `face`
+    videos: str | Path | np.ndarray | Sequence | None,  # Of each clip: a path, or frames
+    audio: str | Path | np.ndarray | Sequence | None,   # Of each clip: a path, or a waveform
+) -> list[dict]:                                        # With `video`, `audio` and `face`
     "Videos and sounds, side by side, as clips"
     videos, audio = _as_list(videos), _as_list(audio)
     n = max(len(videos), len(audio))
@@ -118,7 +118,7 @@ def as_clips(
 
 # %% ../nbs/machinery/chats.ipynb #51f63c32
 def control_tokens(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,  # Of the model
 ) -> set[str]:
     "All special and added tokens of a tokenizer"
     known = {*tokenizer.all_special_tokens, *tokenizer.added_tokens_encoder}
@@ -137,7 +137,7 @@ def check_text(
 
 # %% ../nbs/machinery/chats.ipynb #2257bf57
 def truncate_text(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,  # Of the model
     text: str,        # As long as you like
     max_tokens: int,  # The most tokens that it may have
     name: str,        # What it is, for the warning, as "clip 'a.mp4': its subtitle"
@@ -153,7 +153,7 @@ def truncate_text(
 def check_lengths(
     attention_mask: Iterable,  # Of each prompt, ones and zeros
     most: int,                 # Tokens that a prompt may have
-):
+) -> None:
     "Raises ValueError where a prompt is longer"
     for i, row in enumerate(attention_mask):
         if (n := int(np.asarray(row).sum())) > most:
@@ -165,7 +165,7 @@ def check_lengths(
 def check_variables(
     template: str,  # A chat template
     given: dict,    # Name: value; None counts as not given
-):
+) -> None:
     "Raises TypeError where something is given that a chat template does not use"
     unknown = [name for name, value in given.items()
                if value is not None and not re.search(rf"\b{re.escape(name)}\b", template)]

@@ -83,7 +83,7 @@ class Collator(_EpochCounter):
     "Turns rows into a training batch: prompt and target of each, with the clip's tensors"
     def __init__(
         self,
-        processor: AffectGPTProcessor,
+        processor: AffectGPTProcessor,  # Of the model
         mode: str = "answer",       # "answer", "think" or "mixed"
         seed: int | None = None,    # Draws the order of the labels in each epoch; kept if None
         longest: int | None = None, # Tokens that a target may have; a longer description is cut

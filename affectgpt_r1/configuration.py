@@ -7,6 +7,7 @@ __all__ = ['FUSIONS', 'QFORMER', 'VISION_TOWERS', 'AUDIO_TOWERS', 'NO_DROPOUT', 
            'check_compat', 'check_fusion', 'AffectGPTConfig', 'toy_config', 'small_config', 'paper_config']
 
 # %% ../nbs/machinery/configuration.ipynb #122e8ae4
+from collections.abc import Sequence
 from copy import deepcopy
 
 from transformers import AutoConfig, CLIPVisionConfig, HubertConfig, PreTrainedConfig, Qwen2Config
@@ -74,9 +75,9 @@ def _check_tower_dtype(tower_dtype):
 class _PartsConfig(PreTrainedConfig):
     model_type = "affectgpt"
     sub_configs = dict.fromkeys(("text_config", "vision_config", "audio_config"), AutoConfig)
-    auto_map = {}  # trl asks for it when it reloads a reference model
 
-    def _set_parts(self, text, vision, audio):
+    def _set_parts(self, preset, text, vision, audio, tower_dtype):
+        self.preset, self.tower_dtype = preset, _check_tower_dtype(tower_dtype)
         self.text_config = as_config(text, Qwen2Config)
         self.vision_config = check_tower(as_config(vision, CLIPVisionConfig), VISION_TOWERS)
         self.audio_config = check_tower(as_config(audio, HubertConfig), AUDIO_TOWERS)
@@ -92,8 +93,19 @@ class _PartsConfig(PreTrainedConfig):
         "Numbers in the feature of an audio segment"
         return self.audio_config.hidden_size
 
+# %% ../nbs/machinery/configuration.ipynb #89e35979
+class _FusionConfig(_PartsConfig):
+    auto_map = {}  # trl asks for it when it reloads a reference model
+
+    def _set_own(self, fusion, compat, qformer, initializer_range, placeholder_ids, tag_ids):
+        self.fusion, self.compat = check_fusion(fusion, compat), compat
+        self.qformer_config = QFORMER | (qformer or {})
+        self.initializer_range = initializer_range
+        self.placeholder_ids, self.tag_ids = list(placeholder_ids), list(tag_ids)
+        self.image_token_id = self.placeholder_ids[-1]  # trl keeps this one from being sampled
+
 # %% ../nbs/machinery/configuration.ipynb #4a542b18
-class AffectGPTConfig(_PartsConfig):
+class AffectGPTConfig(_FusionConfig):
     "Configuration of a decoder, a vision tower, an audio tower and the fusion between them"
     def __init__(
         self,
@@ -105,20 +117,14 @@ class AffectGPTConfig(_PartsConfig):
         compat: str | None = None,           # "affectgpt": compute as the released weights expect
         preset: str = "",                    # Name of the preset it comes from
         initializer_range: float = 0.02,     # Standard deviation of random weights
-        placeholder_ids=(0, 1, 2),           # Ids of <multi>, <audio>, <video>, in prompt order
-        tag_ids=(),                          # Ids of tags that are new tokens of the decoder
+        placeholder_ids: Sequence[int] = (0, 1, 2),  # Of <multi>, <audio>, <video>, in prompt order
+        tag_ids: Sequence[int] = (),         # Ids of tags that are new tokens of the decoder
         tower_dtype: str | None = None,      # "float32", or as the decoder is loaded
         **kwargs,
     ):
-        self._set_parts(text_config, vision_config, audio_config)
-        self.fusion, self.compat, self.preset = check_fusion(fusion, compat), compat, preset
-        self.qformer_config = QFORMER | (qformer_config or {})
-        self.initializer_range = initializer_range
-        self.tag_ids, self.tower_dtype = list(tag_ids), _check_tower_dtype(tower_dtype)
-        self.placeholder_ids = list(placeholder_ids)
-        self.image_token_id = self.placeholder_ids[-1]  # trl keeps this one from being sampled
-        kwargs["tie_word_embeddings"] = self.text_config.tie_word_embeddings
-        super().__init__(**kwargs)
+        self._set_parts(preset, text_config, vision_config, audio_config, tower_dtype)
+        self._set_own(fusion, compat, qformer_config, initializer_range, placeholder_ids, tag_ids)
+        super().__init__(**kwargs | dict(tie_word_embeddings=self.text_config.tie_word_embeddings))
 
 # %% ../nbs/machinery/configuration.ipynb #7d8993d2
 AutoConfig.register("affectgpt", AffectGPTConfig, exist_ok=True)
@@ -187,7 +193,7 @@ def _preset_config(preset, sizes, vocab_size, placeholder_ids, eos_token_id, pad
 # %% ../nbs/machinery/configuration.ipynb #304e3ae8
 def toy_config(
     vocab_size: int,    # Size of the tokenizer's vocabulary
-    placeholder_ids,    # Ids of <multi>, <audio>, <video>
+    placeholder_ids: Sequence[int],  # Ids of <multi>, <audio>, <video>
     eos_token_id: int,  # Id of the token that ends an answer
     pad_token_id: int,  # Id of the padding token
     **kwargs,           # Further fields of `AffectGPTConfig`
@@ -199,7 +205,7 @@ def toy_config(
 # %% ../nbs/machinery/configuration.ipynb #1f09de67
 def small_config(
     vocab_size: int,    # Size of the tokenizer's vocabulary
-    placeholder_ids,    # Ids of <multi>, <audio>, <video>
+    placeholder_ids: Sequence[int],  # Ids of <multi>, <audio>, <video>
     eos_token_id: int,  # Id of the token that ends an answer
     pad_token_id: int,  # Id of the padding token
     **kwargs,           # Further fields of `AffectGPTConfig`
@@ -210,11 +216,11 @@ def small_config(
 
 # %% ../nbs/machinery/configuration.ipynb #e93faef4
 def paper_config(
-    vocab_size: int = 152064,                  # Rows of Qwen2.5-7B's embedding, some of them spare
-    placeholder_ids=(151665, 151666, 151667),  # The first spare rows
-    eos_token_id: int = 151645,                # <|im_end|>
-    pad_token_id: int = 151643,                # <|endoftext|>
-    **kwargs,                                  # Further fields of `AffectGPTConfig`
+    vocab_size: int = 152064,     # Rows of Qwen2.5-7B's embedding, some of them spare
+    placeholder_ids: Sequence[int] = (151665, 151666, 151667),  # The first spare rows
+    eos_token_id: int = 151645,   # <|im_end|>
+    pad_token_id: int = 151643,   # <|endoftext|>
+    **kwargs,                     # Further fields of `AffectGPTConfig`
 ) -> AffectGPTConfig:
     "The `paper` preset: Qwen2.5-7B, CLIP ViT-L/14, chinese-HuBERT-large"
     ids = placeholder_ids, eos_token_id, pad_token_id

@@ -9,6 +9,7 @@ __all__ = ['RELEASED', 'FUSION', 'DECODER', 'RELEASED_SAMPLING', 'released_name'
 # %% ../nbs/machinery/convert.ipynb #v003
 import pickle
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -68,10 +69,10 @@ def _fault(name, x, wanted):
 
 # %% ../nbs/machinery/convert.ipynb #1b558c24
 def check_released(
-    state: dict,   # Tensors by the authors' names
-    wanted: dict,  # The same of the model that they are for
-    path,          # Where they come from, for the message
-    ignore=(),     # Names of tensors in `state` that the model may do without
+    state: dict,      # Tensors by the authors' names
+    wanted: dict,     # The same of the model that they are for
+    path: str | Path, # Where they come from, for the message
+    ignore: Collection[str] = (),  # Names of tensors in `state` that the model may do without
 ) -> None:
     "Raises one ValueError that names every tensor that does not fit"
     faults = [f"{name}: is missing" for name in wanted if name not in state]
@@ -84,8 +85,8 @@ def check_released(
 
 # %% ../nbs/machinery/convert.ipynb #v021
 def released_state(
-    model,   # An AffectGPT of `compat="affectgpt"`, adapted by peft
-) -> dict:   # Its trained tensors by the authors' names
+    model: PeftModel,  # An AffectGPT of `compat="affectgpt"`, adapted by peft
+) -> dict:             # Its trained tensors by the authors' names
     "What the authors' file holds of a model"
     adapted, compat = getattr(model, "peft_config", None) is not None, model.config.compat
     if not adapted or not compat:
@@ -97,7 +98,7 @@ def released_state(
 
 
 def save_released(
-    model,             # An AffectGPT of `compat="affectgpt"`, adapted by peft
+    model: PeftModel,  # An AffectGPT of `compat="affectgpt"`, adapted by peft
     path: str | Path,  # Where the `.pth` is written
 ) -> None:
     "A file that the authors' code reads"
@@ -108,7 +109,7 @@ def save_released(
 def load_released(
     model: AffectGPTForConditionalGeneration,  # Of `compat="affectgpt"`, from `load_parts`
     path: str | Path,  # A `.pth` of the authors
-    ignore=(),         # Names of tensors in the file that are left out
+    ignore: Collection[str] = (),  # Names of tensors in the file that are left out
 ) -> PeftModel:        # The same with the file's adapters and fusion
     "Put a released file into a model, all of it or nothing"
     from peft import get_peft_model
@@ -129,7 +130,7 @@ def from_released(
     visual: str = "face",                 # "face" or "frame": which of the two released models
     dtype: torch.dtype = torch.bfloat16,  # Of the decoder
     tower_dtype: torch.dtype = torch.float32,  # Of the towers; or the decoder's
-    ignore=(),                            # Names of tensors in the file that are left out
+    ignore: Collection[str] = (),         # Names of tensors in the file that are left out
 ) -> tuple:                               # (peft's model, processor)
     "The released AffectGPT as a native model"
     model, processor = load_parts(

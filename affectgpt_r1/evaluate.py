@@ -27,8 +27,8 @@ from .fingerprints import file_hash, short_hash, weights_hash
 from .labels import check_mode, parse_labels, parse_response
 from .messages import list_some
 from .metrics import ew_interval, ew_rewards, ew_score
-from .predictions import (
-    PredictionLog, is_truncated, rank_and_world_size, sampling_processors, share_batches)
+from .predictions import PredictionLog, is_truncated, sampling_processors
+from .processes import rank_and_world_size, share_batches
 from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/12_evaluate.ipynb #c014
@@ -160,6 +160,23 @@ def _predict(model, processor, rows, chats, config, sampling, out, batch_size, *
         _answer_all(answer, asked, log, batch_size)
     return pd.DataFrame(log.records)
 
+# %% ../nbs/12_evaluate.ipynb #7be70955
+def _prepare(model, processor, dataset, mode, max_new_tokens, prompt, seed, shuffle_media):
+    "`_predict` for the questions to the clips of a data set; raises ValueError where one can't be"
+    from affectgpt_r1.inference import generation_config
+    if prompt is None: from affectgpt_r1.processing import make_prompt as prompt
+    check_mode(mode)
+    rows, config = _check_rows(dataset), generation_config(model, processor, mode, max_new_tokens)
+    if shuffle_media: rows = shuffle_clips(rows, seed)
+    return partial(_predict, model, processor, rows, [prompt(row, mode) for row in rows], config,
+                   mode=mode, seed=seed, shuffle_media=shuffle_media)
+
+def _sampling(sample, answers, *how):
+    "How answers are sampled; None where they are greedy"
+    if answers > 1 and not sample:
+        raise ValueError(f"{answers} greedy answers to a clip would be the same: give sample=True")
+    return _Sampling(answers, *how) if sample else None
+
 # %% ../nbs/12_evaluate.ipynb #c026
 def predict_clips(
     model: Any,                        # With `generate`
@@ -179,16 +196,8 @@ def predict_clips(
     prompt: Callable | None = None,    # f(row, mode) -> messages; `make_prompt` by default
 ) -> pd.DataFrame:                     # name, sample, reply, truncated
     "The model's replies to each clip, in the order of the data set"
-    from affectgpt_r1.inference import generation_config
-    if prompt is None: from affectgpt_r1.processing import make_prompt as prompt
-    check_mode(mode)
-    if answers > 1 and not sample:
-        raise ValueError(f"{answers} greedy answers to a clip would be the same: give sample=True")
-    rows, config = _check_rows(dataset), generation_config(model, processor, mode, max_new_tokens)
-    if shuffle_media: rows = shuffle_clips(rows, seed)
-    sampling = _Sampling(answers, temperature, top_p, top_k) if sample else None
-    return _predict(model, processor, rows, [prompt(row, mode) for row in rows], config, sampling,
-                    out, batch_size, mode=mode, seed=seed, shuffle_media=shuffle_media)
+    run = _prepare(model, processor, dataset, mode, max_new_tokens, prompt, seed, shuffle_media)
+    return run(_sampling(sample, answers, temperature, top_p, top_k), out, batch_size)
 
 # %% ../nbs/12_evaluate.ipynb #c033a
 def read_labels(

@@ -24,7 +24,7 @@ def short_hash(
 
 # %% ../nbs/machinery/fingerprints.ipynb #cd6ad718
 def file_hash(
-    file: str | Path,
+    file: str | Path,   # To be read
 ) -> str:               # sha256, hexadecimal
     "Hash of the bytes of a file"
     with open(file, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()

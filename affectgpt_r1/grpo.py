@@ -29,7 +29,7 @@ from .inference import generate_replies, generation_config
 from .labels import check_mode, completion_text, parse_response
 from .metrics import ew_score
 from .modeling import AffectGPTForConditionalGeneration
-from .predictions import share_batches
+from .processes import share_batches
 from .processing import AffectGPTProcessor, make_prompt
 from .recipes import stage_settings
 from .rewards import make_rewards
@@ -255,7 +255,6 @@ def train_grpo(
     rewards, rows = _rewards(rewards, settings, wheels), (dataset, validation)
     resume = _open_run(model, rows, out, settings, rewards)
     if (log := finished_log(model, out)) is not None: return log
-    if settings["lora"]: find_base(model, out)
     return _train(model, processor, rows, rewards, out, settings, wheels, callbacks, resume)
 
 # %% ../nbs/11_grpo.ipynb #751f8d2e
@@ -263,6 +262,7 @@ def _train(model, processor, rows, rewards, out, settings, wheels, callbacks, re
     "Train with `HeldOutTrainer`, and save"
     (dataset, validation), (functions, weights) = rows, rewards
     mode, lora, limit = settings.pop("mode"), settings.pop("lora"), settings["max_new_tokens"]
+    if lora: find_base(model, out)
     for name in ("rewards", "penalty"): settings.pop(name, None)
     train, held_out = grpo_rows(dataset, mode), validation and grpo_rows(validation, mode)
     args = _grpo_config(out, processor, settings, weights, held_out)

@@ -59,7 +59,8 @@ def check_clips_reach_policy(
 # %% ../nbs/machinery/grpo_trainer.ipynb #60fc4d34
 class ClipCheck(TrainerCallback):
     "Before the first step: the clips must reach the policy"
-    def __init__(self, trainer: GRPOTrainer): self.trainer = trainer
+    def __init__(self, trainer: GRPOTrainer):  # Whose model is asked
+        self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
         check_clips_reach_policy(self.trainer)
@@ -167,7 +168,7 @@ class HeldOutTrainer(AffectGRPOTrainer):
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #0d743077
 def steps_between_samplings(
-    args: GRPOConfig,
+    args: GRPOConfig,  # trl's settings of the run
 ) -> int:
     "Optimiser steps from one sampling to the next that falls between two steps"
     micro_batches = args.steps_per_generation * args.num_iterations

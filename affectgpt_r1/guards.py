@@ -7,7 +7,7 @@ __all__ = ['guard_rewards', 'EpochOrder']
 
 # %% ../nbs/machinery/guards.ipynb #242ba96f
 from collections import Counter
-from functools import wraps
+from functools import partial, wraps
 from inspect import iscoroutinefunction
 from pathlib import Path
 
@@ -45,6 +45,21 @@ def _check_scored(name, scored, out):
             "compare: does their gold map to the wheels (`wheels.coverage`)? Leave them out of "
             "training, or add a reward that scores them.")
 
+# %% ../nbs/machinery/guards.ipynb #c69a2aa4
+def _guarded(f, plain, all_plain, scored, mode, out):
+    "A reward with clear errors; `scored` counts, of each clip of this step, the scores of all"
+    @wraps(f)
+    def reward(completions, name, **columns):
+        values = _rewards_of(f, out, completions, name, columns)
+        if f is plain[0]:
+            scored.clear()
+            columns["log_extra"]("clip", list(name))
+            columns["log_metric"]("words", _words_per_answer(completions, mode))
+        scored.update(n for n, value in zip(name, values) if value is not None)
+        if f is plain[-1] and all_plain: _check_scored(name, scored, out)
+        return values
+    return reward
+
 # %% ../nbs/machinery/guards.ipynb #g038
 def guard_rewards(
     functions: list,   # Reward functions, as trl takes them
@@ -53,21 +68,8 @@ def guard_rewards(
 ) -> list:
     "The reward functions with clear errors; the first also logs clips and words per answer"
     plain = [f for f in functions if _is_plain(f)]
-    scored = Counter()   # how many scores each clip of this step has got, from all functions
-
-    def guarded(f):
-        @wraps(f)
-        def reward(completions, name, **columns):
-            values = _rewards_of(f, out, completions, name, columns)
-            if f is plain[0]:
-                scored.clear()
-                columns["log_extra"]("clip", list(name))
-                columns["log_metric"]("words", _words_per_answer(completions, mode))
-            scored.update(n for n, value in zip(name, values) if value is not None)
-            if f is plain[-1] and plain == functions: _check_scored(name, scored, out)
-            return values
-        return reward
-
+    guarded = partial(_guarded, plain=plain, all_plain=plain == functions, scored=Counter(),
+                      mode=mode, out=out)
     return [guarded(f) if f in plain else f for f in functions]
 
 # %% ../nbs/machinery/guards.ipynb #g022

@@ -14,6 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ MAX_NEW_TOKENS = {  # tokens of a reply, by preset and mode
 
 
 def max_reply_tokens(
-    model,      # A model, or its configuration
+    model: Any, # A model, or its configuration
     mode: str,  # "answer", "think", or "mixed" for the longer of both
 ) -> int:
     "Tokens that a reply may have: what was saved with the model for this mode, else its preset's"

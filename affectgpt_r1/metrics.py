@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from .messages import shorten
-from .scoring import (
-    Answers, ScoreResult, align_answers, averages, bootstrap_draws, check_undefined, divide,
-    label_rows, number_words, pair_labels, paired_p, precision_recall, sector_masks, set_sums,
-    sum_over_processes, table_property)
+from .processes import sum_over_processes
+from .scoring import (Answers, ScoreResult, align_answers, averages, bootstrap_draws,
+    check_undefined, divide, label_rows, number_words, pair_labels, paired_p, precision_recall,
+    sector_masks, set_sums, table_property)
 from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/03_metrics.ipynb #c024

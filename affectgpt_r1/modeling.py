@@ -8,6 +8,8 @@ __all__ = ['FUSION_CLASSES', 'MEDIA_KEYS', 'make_tower', 'frame_features', 'segm
            'AffectGPTForConditionalGeneration', 'unwrap_peft']
 
 # %% ../nbs/07_modeling.ipynb #c003
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -66,17 +68,24 @@ def segment_features(
 # %% ../nbs/07_modeling.ipynb #c017
 class MeanPool(nn.Module):
     "Mean over time: [batch, time, dim] to [batch, dim]"
-    def __init__(self, config: AffectGPTConfig, dim: int, positions: int):
+    def __init__(
+        self,
+        config: AffectGPTConfig,  # Of the model
+        dim: int,                 # Numbers in one step of the series
+        positions: int,           # Steps that a series may have
+    ):
         super().__init__()
         self.width = dim
+        self._add_layers(config, dim, positions)
+
+    def _add_layers(self, config, dim, positions): "A mean has none"
 
     def forward(self, x): return x.mean(1)
 
 # %% ../nbs/07_modeling.ipynb #244798fa
 class Pool(MeanPool):
     "Weighted mean over time, the weights learnt: [batch, time, dim] to [batch, dim]"
-    def __init__(self, config: AffectGPTConfig, dim: int, positions: int):
-        super().__init__(config, dim, positions)
+    def _add_layers(self, config, dim, positions):
         self.score = nn.Linear(dim, 1)
         self.normalize = config.compat is None
 
@@ -86,10 +95,9 @@ class Pool(MeanPool):
         return (weights * x).sum(dim=1)
 
 # %% ../nbs/07_modeling.ipynb #772529cd
-class QFormerPool(nn.Module):
+class QFormerPool(MeanPool):
     "What one learnt question reads in a series: [batch, time, dim] to [batch, width]"
-    def __init__(self, config: AffectGPTConfig, dim: int, positions: int):
-        super().__init__()
+    def _add_layers(self, config, dim, positions):
         qformer = Blip2QFormerConfig(
             **config.qformer_config, encoder_hidden_size=dim,
             initializer_range=config.initializer_range)
@@ -108,7 +116,7 @@ class QFormerPool(nn.Module):
 # %% ../nbs/07_modeling.ipynb #n102
 class _FusionLayers(nn.Module):
     pool = Pool
-    def __init__(self, config: AffectGPTConfig):
+    def __init__(self, config: AffectGPTConfig):  # Of the model
         super().__init__()
         video, audio = config.vision_width, config.audio_width
         hidden, width = config.get_text_config().hidden_size, max(video, audio)
@@ -176,7 +184,7 @@ def insert_media_tokens(
     embeds: Tensor,     # [batch, length, hidden] embedded prompt
     input_ids: Tensor,  # [batch, length]
     tokens: Tensor,     # [batch, 3, hidden] soft tokens in prompt order, one clip for each row
-    placeholder_ids,    # Ids of <multi>, <audio>, <video>
+    placeholder_ids: Sequence[int],  # Ids of <multi>, <audio>, <video>
 ) -> Tensor:            # [batch, length, hidden]
     "The prompt with the soft tokens in place of its placeholders"
     if len(tokens) != len(input_ids):
@@ -203,9 +211,12 @@ class AffectGPTPreTrainedModel(PreTrainedModel):
     # loading in 4 or 8 bits leaves these as they are, and float16 keeps 32 bits in them
     _keep_in_fp32_modules = [rf"(?:.*\.)?{x}" for x in ("fusion", "vision_tower", "audio_tower")]
 
+    def __init__(self, config: AffectGPTConfig, *inputs, **kwargs):  # Of the model
+        super().__init__(config, *inputs, **kwargs)
+
 # %% ../nbs/07_modeling.ipynb #fc3b5470
 class _FrozenTowers(AffectGPTPreTrainedModel):
-    def __init__(self, config: AffectGPTConfig):
+    def __init__(self, config: AffectGPTConfig):  # Of the model
         super().__init__(config)
         self.vision_tower = make_tower(config.vision_config)
         self.audio_tower = make_tower(config.audio_config)
@@ -314,7 +325,7 @@ class AffectGPTModel(_Backbone):
 class _WithHead(AffectGPTPreTrainedModel):
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
-    def __init__(self, config: AffectGPTConfig):
+    def __init__(self, config: AffectGPTConfig):  # Of the model
         super().__init__(config)
         text = config.text_config
         self.model = AffectGPTModel(config)

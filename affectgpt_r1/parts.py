@@ -7,13 +7,17 @@ __all__ = ['make_model', 'make_toy_model', 'add_tokens', 'remember_source', 'bas
            'lora_config']
 
 # %% ../nbs/machinery/parts.ipynb #58e3b3bb
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
     AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoModelForCausalLM,
-    AutoTokenizer, CLIPVisionModelWithProjection, PreTrainedModel, Wav2Vec2FeatureExtractor)
+    AutoTokenizer, CLIPVisionModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase,
+    Wav2Vec2FeatureExtractor)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .configuration import (
     AUDIO_TOWERS, PRESETS, VISION_TOWERS, AffectGPTConfig, check_tower)
@@ -32,7 +36,7 @@ def _scratch_processor(tokenizer, image_size):
 
 # %% ../nbs/machinery/parts.ipynb #92b6a209
 def make_model(
-    texts,                   # What the tokenizer is trained on
+    texts: Iterable[str],    # What the tokenizer is trained on
     preset: str = "toy",     # "toy" or "small"
     seed: int = 0,           # Of the random weights
     vocab_size: int = 1500,  # Upper bound on the vocabulary
@@ -52,10 +56,10 @@ def make_model(
 
 # %% ../nbs/machinery/parts.ipynb #a3fbb472
 def make_toy_model(
-    texts,          # What the tokenizer is trained on
-    seed: int = 0,  # Of the random weights
-    **kwargs,       # Further fields of `AffectGPTConfig`, as `fusion`
-) -> tuple:         # (model, processor)
+    texts: Iterable[str],  # What the tokenizer is trained on
+    seed: int = 0,         # Of the random weights
+    **kwargs,              # Further fields of `AffectGPTConfig`, as `fusion`
+) -> tuple:                # (model, processor)
     "A toy-sized AffectGPT with random weights, and its processor"
     return make_model(texts, "toy", seed, **kwargs)
 
@@ -104,10 +108,10 @@ def _load_towers(vision_path, audio_path, dtype, tower_dtype):
 
 # %% ../nbs/machinery/parts.ipynb #v006
 def add_tokens(
-    text: PreTrainedModel,  # A causal language model, changed in place
-    tokenizer,              # Its tokenizer, changed in place
-    tags=(),                # `TAGS`, to make tokens of them; those that are tokens stay as they are
-) -> list:                  # Ids of the tags that were added
+    text: PreTrainedModel,               # A causal language model, changed in place
+    tokenizer: PreTrainedTokenizerBase,  # Its tokenizer, changed in place
+    tags: Sequence[str] = (),            # `TAGS`, to make tokens of those that are none yet
+) -> list:                               # Ids of the tags that were added
     "Add placeholders and tags; the row of a new tag starts as the mean of its parts' rows"
     parts = {tag: tokenizer(tag, add_special_tokens=False)["input_ids"] for tag in tags}
     parts = {tag: ids for tag, ids in parts.items() if len(ids) > 1}
@@ -258,7 +262,7 @@ def load_parts(
     compat: str | None = None,                # For both
     tag_tokens: bool = False,                 # Make tokens of the tags? LoRA must train their rows
     tower_dtype: torch.dtype | None = None,   # Of the towers: `torch.float32`, or the decoder's
-    quantization_config=None,                 # transformers' own, for the decoder
+    quantization_config: QuantizationConfigMixin | dict | None = None,  # Of the decoder
     **kwargs,                                 # Further fields of `AffectGPTConfig`, as `fusion`
 ) -> tuple:                                   # (model, processor)
     "An AffectGPT of trained parts and an untrained fusion, and its processor"
@@ -283,7 +287,7 @@ def _put_together(
 # %% ../nbs/machinery/parts.ipynb #n406
 def lora_config(
     model: AffectGPTForConditionalGeneration | None = None,  # Whose new tags are trained, too
-):
+) -> Any:   # A `LoraConfig`
     "peft's `LoraConfig` of the paper preset, without dropout"
     from peft import LoraConfig
     projections = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoProcessor, BatchEncoding, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin)
+    AutoProcessor, BaseImageProcessor, BatchEncoding, BatchFeature, PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast, ProcessorMixin, SequenceFeatureExtractor)
 
 from .chats import (
     as_clips, check_lengths, check_text, check_variables, clip_in, clip_name, clips_of,
@@ -86,8 +87,8 @@ END = "###"  # how the released model ends an answer
 
 
 def check_prompt_template(
-    template: str,
-) -> str:       # The same
+    template: str,  # With `FIELDS`
+) -> str:           # The same
     "Raises ValueError unless `template` has each of `FIELDS` once, the placeholders in order"
     fields = [name for _, name, *_ in string.Formatter().parse(template) if name is not None]
     placeholders = [field for field in fields if field in FIELDS[:3]]
@@ -319,13 +320,14 @@ _NO_CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"  # the prompt
 class _Settings:
     def _keep(self, prompt_template, compat, numbers, **others):
         "Settings as attributes; raises ValueError where one can't be"
-        for name, number in numbers.items():
+        names = "num_frames", "num_segments", "segment_seconds", "max_subtitle_tokens"
+        for name, number in zip(names, numbers):
             if not number > 0: raise ValueError(f"{name} is {number!r}; it must be more than 0")
         if check_compat(compat) and not prompt_template:
             raise ValueError("compat='affectgpt' needs the authors' prompt as `prompt_template`: "
                              "the released weights know no other")
         self.prompt_template = check_prompt_template(prompt_template or PROMPT_TEMPLATE)
-        vars(self).update(numbers, compat=compat, **others)
+        vars(self).update(zip(names, numbers), compat=compat, **others)
         self.features = None  # A `FeatureCache`: cached features in place of raw media
 
 # %% ../nbs/07b_processing.ipynb #2c7d2def
@@ -367,7 +369,9 @@ class _Saver(_ChatTemplate):
 class AffectGPTProcessor(_PartWriter, _BatchReader, _TrainingRows, _Settings, _Saver):
     "Chats with clips in, tensors out; and tokens back to text"
     def __init__(
-        self, image_processor=None, feature_extractor=None, tokenizer=None,  # The three parts
+        self, image_processor: BaseImageProcessor | None = None,    # Prepares pictures
+        feature_extractor: SequenceFeatureExtractor | None = None,  # Prepares sound
+        tokenizer: PreTrainedTokenizerBase | None = None,           # Text to tokens and back
         chat_template: str | None = None,    # The tokenizer's, if none
         prompt_template: str | None = None,  # With `FIELDS`; `PROMPT_TEMPLATE` if none
         visual: str = "frame",          # What is seen of a clip: "frame" or "face", see `read_clip`
@@ -378,8 +382,7 @@ class AffectGPTProcessor(_PartWriter, _BatchReader, _TrainingRows, _Settings, _S
         segment_seconds: float = 2.0,   # Length of a segment
         max_subtitle_tokens: int = 256, # A longer subtitle is cut there
     ):
-        numbers = dict(num_frames=num_frames, num_segments=num_segments,
-                       segment_seconds=segment_seconds, max_subtitle_tokens=max_subtitle_tokens)
+        numbers = num_frames, num_segments, segment_seconds, max_subtitle_tokens
         self._keep(prompt_template, compat, numbers, visual=visual, frames_by=frames_by)
         chat_template = _NO_CHAT if compat else chat_template or tokenizer.chat_template
         super().__init__(image_processor, feature_extractor, tokenizer, chat_template=chat_template)

@@ -87,6 +87,7 @@ _TOY_SFT = dict(
     shuffle_labels=(False, "ours"),
     save_steps=(200, "ours"))
 
+# %% ../nbs/machinery/recipes.ipynb #99d6c729
 _TOY_GRPO = dict(
     mode=("answer", "ours"),
     rewards=("acc+format", "ours: the form is not sure yet after the cold start"),

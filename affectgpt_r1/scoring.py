@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['Answers', 'align_answers', 'pair_labels', 'label_rows', 'sector_masks', 'precision_recall', 'number_words',
-           'set_sums', 'check_undefined', 'divide', 'averages', 'bootstrap_draws', 'paired_p', 'sum_over_processes',
-           'ScoreResult', 'table_property']
+           'set_sums', 'check_undefined', 'divide', 'averages', 'bootstrap_draws', 'paired_p', 'ScoreResult',
+           'table_property']
 
 # %% ../nbs/machinery/scoring.ipynb #526df9a7
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import chain
@@ -223,19 +222,6 @@ def paired_p(
     "Two-sided p-value of the difference; never 0, since one more draw could be the first to differ"
     other_side = min((differences <= 0).sum(), (differences >= 0).sum())
     return min(1., 2*(1 + other_side) / (len(differences) + 1))
-
-# %% ../nbs/machinery/scoring.ipynb #c027
-def sum_over_processes(
-    sums: np.ndarray,   # The sums of this process
-) -> np.ndarray:
-    "The sum of `sums` over all processes of torch.distributed; all of them must call this"
-    torch = sys.modules.get("torch")   # without torch imported, nothing is distributed
-    if not (torch and torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return sums
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    total = torch.tensor(sums, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(total)
-    return total.cpu().numpy()
 
 # %% ../nbs/machinery/scoring.ipynb #c023
 def _plain(x):

@@ -53,7 +53,7 @@ class PackedRows:
 
 # %% ../nbs/machinery/shared_prompts.ipynb #7e568224
 def packed_mask(
-    packed: PackedRows,
+    packed: PackedRows,  # How the rows are packed
 ) -> Tensor:  # [prompts, 1, length, length], true where a position (row) sees another (column)
     "The attention mask of packed rows: an answer sees the prompt and itself"
     answer = torch.arange(1, packed.group + 1, device=packed.rows.device)
@@ -67,7 +67,7 @@ def packed_mask(
 
 # %% ../nbs/machinery/shared_prompts.ipynb #6f9dd8aa
 def packed_positions(
-    packed: PackedRows,
+    packed: PackedRows,  # How the rows are packed
 ) -> Tensor:  # [1, length]
     "Positions of packed rows: each answer begins where the prompt ends"
     numbers = torch.arange(packed.start + packed.n, device=packed.rows.device)
@@ -76,7 +76,7 @@ def packed_positions(
 
 # %% ../nbs/machinery/shared_prompts.ipynb #bdb397f5
 def unpack_hidden(
-    packed: PackedRows,
+    packed: PackedRows,  # How the rows are packed
     hidden: Tensor,  # [prompts, keep, width] at the last positions of the packed rows
 ) -> Tensor:         # [rows, n + 1, width]
     "The last hidden states of each row, as if it had been computed alone"

@@ -21,15 +21,16 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from tqdm.auto import tqdm
 
-from .features import FeatureCache, read_clips, usable_cores
+from .features import FeatureCache, read_clips
 from .modeling import (
     AffectGPTForConditionalGeneration, frame_features, segment_features)
+from .processes import usable_cores
 from .processing import AffectGPTProcessor
 from .wheels import EmotionWheels
 
 # %% ../nbs/machinery/towers.ipynb #3369a082
 def wheel_sectors(
-    wheels: EmotionWheels,
+    wheels: EmotionWheels,    # With their sectors
 ) -> list[tuple[int, str]]:  # (number of the wheel, sector)
     "All level-1 sectors of all wheels"
     return [(i, s) for i in range(1, len(wheels.names)+1) for s in wheels.sectors(i, 1)]
@@ -37,7 +38,7 @@ def wheel_sectors(
 # %% ../nbs/machinery/towers.ipynb #5e9f4c7e
 def sector_targets(
     labels: Iterable[Sequence[str]],  # The words of each clip
-    wheels: EmotionWheels,
+    wheels: EmotionWheels,            # With their sectors
 ) -> torch.Tensor:                    # [clips, sectors of all wheels]
     "1 where a label of the clip falls into the sector, otherwise 0"
     columns, numbers = wheel_sectors(wheels), range(1, len(wheels.names) + 1)

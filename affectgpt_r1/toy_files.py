@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import soundfile as sf
 from tqdm.auto import tqdm
+from .processes import usable_cores
 from .toy_faces import draw_video
 from .toy_states import State, clip_rng
 from .toy_voices import synth_voice
@@ -128,12 +129,6 @@ def write_clip(
                                                        subtype="PCM_16"))
 
 # %% ../nbs/machinery/toy_files.ipynb #1eda5359
-def _num_cores():
-    "Cores that this process may use"
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
 def _end_with_parent():
     "Wait for the parent to end, then end this process"
     multiprocessing.parent_process().join()
@@ -152,7 +147,7 @@ def write_clips(
 ) -> None:
     "Write the clips that are not there yet"
     todo = [clip for clip in clips if not clip.exist()]
-    workers = workers or min(_num_cores(), 1+len(todo)//64)     # few clips need no second process
+    workers = workers or min(usable_cores(), 1+len(todo)//64)   # few clips need no second process
     done = len(clips) - len(todo)
     with tqdm(total=len(clips), initial=done, desc="toy clips", disable=not progress) as bar:
         if workers == 1:

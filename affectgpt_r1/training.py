@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,28 +91,35 @@ class _ProgressLines(TrainerCallback):
         numbers = "  ".join(f"{name} {value}" for name, value in self.numbers.items())
         print(f"{self.desc} {state.global_step}/{state.max_steps}  {numbers}", flush=True)
 
-# %% ../nbs/machinery/training.ipynb #3ad9b54f
-class Progress(_ProgressLines):
-    "A bar in a notebook, plain lines elsewhere, with the most important numbers of trl's log"
-    def __init__(self, desc: str, every: float = 10.):   # Name of the stage, seconds between lines
-        self.desc, self.every, self.last_line = desc, every, 0.
-        self.bar, self.numbers = None, {}
+# %% ../nbs/machinery/training.ipynb #743d3290
+class _ProgressBar(_ProgressLines):
+    bar = None   # in a notebook only
 
     def on_train_begin(self, args, state, control, **kwargs):
         if issubclass(tqdm, notebook_tqdm) and state.is_world_process_zero:
             done = dict(total=state.max_steps, initial=state.global_step)
             self.bar = tqdm(desc=self.desc, unit="step", **done)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        self.numbers |= (found := _numbers_of(logs))
-        if self.bar is not None and found: self.bar.set_postfix(self.numbers)
-        elif found and self.is_due(state): self.print_line(state)
-
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None: self.bar.update(1)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None: self.bar.close()
+
+# %% ../nbs/machinery/training.ipynb #3ad9b54f
+class Progress(_ProgressBar):
+    "A bar in a notebook, plain lines elsewhere, with the most important numbers of trl's log"
+    def __init__(
+        self,
+        desc: str,            # Name of the stage
+        every: float = 10.,   # Seconds between two lines
+    ):
+        self.desc, self.every, self.last_line, self.numbers = desc, every, 0., {}
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.numbers |= (found := _numbers_of(logs))
+        if self.bar is not None and found: self.bar.set_postfix(self.numbers)
+        elif found and self.is_due(state): self.print_line(state)
 
 # %% ../nbs/machinery/training.ipynb #6bc5f04f
 def _is_complete(checkpoint):
@@ -228,7 +236,7 @@ def run_training(
 
 # %% ../nbs/machinery/training.ipynb #b200720b
 @contextmanager
-def hide_known_warnings():
+def hide_known_warnings() -> Iterator[None]:
     "Without the warning that transformers 5.23 gives, at every step, of a name that trl still uses"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*gradient_checkpointing.*", FutureWarning)

@@ -24,7 +24,9 @@ from tools.structure import graph, levels, modules, n_lines, notebooks, own_impo
 
 PACKAGE = ROOT / "affectgpt_r1"
 MODULES = modules()
-LIGHT = ["messages", "labels", "tables", "wheel_files", "wheels", "scoring", "metrics", "unibench"]
+LIGHT = [
+    "messages", "processes", "labels", "tables", "wheel_files", "wheels", "scoring", "metrics",
+    "unibench"]
 MOST_LINES = 420
 MOST_CELL_LINES = 20
 
