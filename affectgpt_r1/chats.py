@@ -120,8 +120,11 @@ def as_clips(
 def control_tokens(
     tokenizer: PreTrainedTokenizerBase,  # Of the model
 ) -> set[str]:
-    "All special and added tokens of a tokenizer"
-    known = {*tokenizer.all_special_tokens, *tokenizer.added_tokens_encoder}
+    "All special tokens of a tokenizer, and the added ones in angle or square brackets"
+    known, ends = {*tokenizer.all_special_tokens}, {"<>", "[]"}
+    for token in tokenizer.added_tokens_decoder.values():
+        text = token.content.strip()
+        if text and (token.special or text[0] + text[-1] in ends): known.add(token.content)
     return {token for token in known if token.strip()}
 
 

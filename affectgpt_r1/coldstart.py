@@ -18,14 +18,14 @@ from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from .chats import check_text, control_tokens, truncate_text
-from .checkpoints import adapters_for, find_base
+from .checkpoints import adapters_for, find_base, hide_known_warnings
 from .fingerprints import rows_hash, weights_hash
 from .labels import MODES, check_mode, make_target
 from .modeling import AffectGPTForConditionalGeneration
 from .processing import TAGS, AffectGPTProcessor, make_prompt
 from .recipes import stage_settings
 from .training import (
-    check_rows, finish_training, finished_log, hide_known_warnings, refuse_second_names,
+    check_rows, finish_training, finished_log, refuse_second_names,
     run_training, start_or_resume, trainer_settings)
 
 # %% ../nbs/09_coldstart.ipynb #c007

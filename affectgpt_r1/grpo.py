@@ -20,7 +20,7 @@ from peft import PeftModel
 from transformers import TrainerCallback, set_seed
 from trl import GRPOConfig
 
-from .checkpoints import adapters_for, find_base
+from .checkpoints import adapters_for, find_base, hide_known_warnings
 from .fingerprints import rows_hash, weights_hash
 from .grpo_trainer import (
     AffectGRPOTrainer, HeldOutTrainer, check_clips_reach_policy, steps_between_samplings)
@@ -34,7 +34,7 @@ from .processing import AffectGPTProcessor, make_prompt
 from .recipes import stage_settings
 from .rewards import make_rewards
 from .training import (
-    check_rows, finish_training, finished_log, hide_known_warnings, refuse_second_names,
+    check_rows, finish_training, finished_log, refuse_second_names,
     run_training, start_or_resume, trainer_settings)
 from .wheels import EmotionWheels, load_wheels
 

@@ -216,7 +216,7 @@ def remember_source(
     model.source = source | dict(hash=source_hash(model))
 
 # %% ../nbs/machinery/parts.ipynb #58ec9c45
-_ADDED = ("lora_", "modules_to_save", "trainable_tokens", "token_adapter")   # peft's own weights
+_ADDED = (".lora_", ".modules_to_save.", ".trainable_tokens_")   # in names of peft's own weights
 
 
 def base_state(
@@ -225,7 +225,7 @@ def base_state(
     "The weights that a model had before it got adapters, by their names of then"
     kept = {name: x for name, x in model.state_dict().items()
             if not any(mark in name for mark in _ADDED)}
-    for mark in (".base_layer", ".original_module"):   # where peft has put what was there
+    for mark in (".token_adapter", ".base_layer", ".original_module"):   # around what was there
         kept = {name.replace(mark, ""): x for name, x in kept.items()}
     return kept
 

@@ -297,8 +297,7 @@ class _ChatTemplate(_Call, _ChatTexts, ProcessorMixin):
         self,
         conversation: list,                  # A chat, or a list of chats
         chat_template: str | None = None,    # In place of the processor's own
-        tools: list | None = None,           # For the chat template
-        documents: list | None = None,       # For the chat template
+        tools: list | None = None, documents: list | None = None,   # For the chat template
         add_generation_prompt: bool = False, # End with the beginning of a reply
         tokenize: bool = False,              # Ids in place of text
         return_dict: bool = False,           # With `tokenize`: mask and media, too
@@ -306,6 +305,7 @@ class _ChatTemplate(_Call, _ChatTexts, ProcessorMixin):
         **kwargs,  # `padding` and so on, `continue_final_message`, or for the chat template
     ) -> str | list | BatchFeature:
         "Text, or with `tokenize` the ids, mask and media of one chat or a batch of chats"
+        kwargs |= kwargs.pop("processor_kwargs", None) or {}   # transformers' pipelines give it
         how = {name: kwargs.pop(name) for name in _TOKENS if name in kwargs}
         chats = [conversation] if isinstance(conversation[0], dict) else conversation
         texts = self._chat_texts(

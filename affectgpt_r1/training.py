@@ -4,16 +4,13 @@
 
 # %% auto #0
 __all__ = ['LOGGING_SETTINGS', 'trainer_settings', 'refuse_second_names', 'check_rows', 'Progress', 'last_checkpoint',
-           'start_or_resume', 'TrainingStopped', 'training_stopped', 'GradientCheck', 'run_training',
-           'hide_known_warnings', 'finish_training', 'finished_log']
+           'start_or_resume', 'TrainingStopped', 'training_stopped', 'GradientCheck', 'run_training', 'finish_training',
+           'finished_log']
 
 # %% ../nbs/machinery/training.ipynb #c003
 import json
 import shutil
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -233,14 +230,6 @@ def run_training(
     if trainer.state.global_step: return trainer.state.log_history
     raise TrainingStopped(f"{desc}: not one step was taken, so nothing was learnt or saved. Are "
                           "there enough clips for a batch?")
-
-# %% ../nbs/machinery/training.ipynb #b200720b
-@contextmanager
-def hide_known_warnings() -> Iterator[None]:
-    "Without the warning that transformers 5.23 gives, at every step, of a name that trl still uses"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*gradient_checkpointing.*", FutureWarning)
-        yield
 
 # %% ../nbs/machinery/training.ipynb #dd937619
 def finish_training(

@@ -12,7 +12,8 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoProcessor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import GRPOConfig
 
-from affectgpt_r1.training import hide_known_warnings, run_training, trainer_settings
+from affectgpt_r1.checkpoints import hide_known_warnings
+from affectgpt_r1.training import run_training, trainer_settings
 from affectgpt_r1.configuration import FUSIONS, AffectGPTConfig, paper_config, toy_config
 from affectgpt_r1.grpo import AffectGRPOTrainer, grpo_rows
 from affectgpt_r1.modeling import AffectGPTForConditionalGeneration, insert_media_tokens

@@ -27,7 +27,7 @@ from trl import GRPOConfig
 
 import affectgpt_r1.coldstart as coldstart
 import affectgpt_r1.grpo as grpo
-from affectgpt_r1.checkpoints import load_stage
+from affectgpt_r1.checkpoints import hide_known_warnings, load_stage
 from affectgpt_r1.coldstart import Collator, cold_start, target_text
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.features import FeatureCache
@@ -44,7 +44,7 @@ from affectgpt_r1.processing import make_prompt
 from affectgpt_r1.rewards import make_rewards
 from affectgpt_r1.toy import make_toy_corpus
 from affectgpt_r1.training import (
-    TrainingStopped, hide_known_warnings, last_checkpoint, run_training, trainer_settings)
+    TrainingStopped, last_checkpoint, run_training, trainer_settings)
 from affectgpt_r1.wheels import load_wheels
 
 
