@@ -29,6 +29,7 @@ from .grpo import train_grpo
 from .labels import QUESTIONS
 from .modeling import unwrap_peft
 from .processing import CHAT_TEMPLATE
+from .records import made_by
 from .stages import (
     load_run_stage, prepare_run, run_cold_start, run_evaluation, run_splits)
 
@@ -198,4 +199,6 @@ def rehearse(
     for name in _STAGES:
         rows.append(_in_a_process(name, run, shape))
         print("{stage:10}{seconds:7.0f} s{gib:7.1f} GiB  {checked}".format(**rows[-1]), flush=True)
+    record = made_by(f"affectgpt-r1 rehearse --shape {shape}") | dict(rows=rows)
+    (run / "rehearsal.json").write_text(json.dumps(record, indent=1))
     return pd.DataFrame(rows)
