@@ -167,6 +167,14 @@ def _check_clips(n_clips, args):
             f"num_prompts is too large: one sampling takes {wanted} clips, in {args.world_size} "
             f"processes, and there are {n_clips}; take fewer per step")
 
+# %% ../nbs/11_grpo.ipynb #0d9dfec6
+def _refuse_blind_samplers(changes):
+    "Raises ValueError for ways to sample that get the prompt without the clip"
+    for name in ("use_vllm", "use_transformers_continuous_batching"):
+        if changes.get(name):
+            raise ValueError(f"{name}: that engine gets the tokens of a prompt and not its clip, "
+                             "so the answers would be about nothing. Leave it out")
+
 # %% ../nbs/11_grpo.ipynb #c2ff2fd1
 _DEFAULTS = dict(   # fields of trl's configuration that no recipe decides
     use_bias_correction_kl=True, logging_steps=1, log_completions=True,
@@ -202,6 +210,7 @@ def _grpo_config(out, processor, settings, weights, held_out):
 def _settings(model, recipe, changes):
     "All settings of a run; raises ValueError where they do not go together"
     refuse_second_names(changes, _SECOND_NAMES)
+    _refuse_blind_samplers(changes)
     settings = stage_settings(model, "grpo", recipe, dict(seed=0) | changes)
     check_mode(settings["mode"])
     answers = settings["num_prompts"] * settings["num_generations"]

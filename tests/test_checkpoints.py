@@ -159,3 +159,10 @@ def test_a_reward_for_another_mode_is_refused(toy, tmp_path):
     rewards = make_rewards("acc+format", penalty="p2", mode="think")
     with pytest.raises(ValueError, match="made for mode 'think'"):
         train_grpo(model, processor, rows, rewards, tmp_path, **FEW)
+
+
+def test_an_engine_that_would_not_see_the_clips_is_refused(toy, tmp_path):
+    model, processor, rows = small(toy)
+    with pytest.raises(ValueError, match="gets the tokens of a prompt and not its clip"):
+        train_grpo(model, processor, rows, None, tmp_path, use_vllm=True, **FEW)
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ python -m tools.tutorial --seed 1 --mode think
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -75,6 +76,9 @@ def main(
     run_dir = Path(run_dir or "-".join(["runs/tutorial", *unusual])).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
     results = run_dir / "metrics.json"
+    if results.exists():  # a whole run was here: train anew, so that its times are those of a run
+        for stage in ("cold_start", "grpo"):
+            shutil.rmtree(run_dir / stage, ignore_errors=True)
     results.unlink(missing_ok=True)
     parameters = dict(preset=preset, seed=seed, mode=mode, run_dir=str(run_dir))
     try:
