@@ -279,8 +279,10 @@ def _say(lines):
     "Print, but in the first process of a launcher only"
     if lines and os.environ.get("RANK", "0") == "0": print(*lines, sep="\n")
 
-def _raise_all(loading):
-    "Raise one error for all that is wrong"
+def _conclude(loading, report):
+    "Print what was found, and raise one error for all that is wrong"
+    lines = list(_report(loading))
+    if report: _say(lines)
     if not loading.splits and not loading.problems:
         loading.problems.append("give at least one of caption, human and test")
     if not loading.problems: return
@@ -294,7 +296,8 @@ def load_splits(
     missing: str = "error",            # Absent or faulty files: "error", "drop" or "mask"
     leakage: str = "error",            # Test clips among the others: "error" or "drop"
     checked: str | Path | None = None, # JSONL file of the files that were found to be sound
-    progress: bool = True,             # Show a progress bar, and print the report
+    progress: bool = True,             # Show a progress bar
+    report: bool = True,               # Print a line for each split
 ) -> datasets.DatasetDict:             # The splits that were asked for, by name
     "Load, check and report splits; one error names everything that is wrong"
     _check_choice("missing", missing, ("error", "drop", "mask"))
@@ -303,7 +306,5 @@ def load_splits(
     _load_all(loading, dict(caption=caption, human=human, test=test))
     _check_files(loading, progress, checked)
     _check_pairs(loading)
-    report = list(_report(loading))
-    if progress: _say(report)
-    _raise_all(loading)
+    _conclude(loading, report)
     return datasets.DatasetDict(loading.splits)

@@ -45,7 +45,7 @@ def run_splits(
     about = json.loads((run / "prepared.json").read_text())
     sources = {name: tuple(about["sources"][name]) for name in SPLITS}
     return load_splits(**sources, missing=about["missing"], leakage=about["leakage"],
-                       checked=run / "checked.jsonl", progress=report)
+                       checked=run / "checked.jsonl", progress=report, report=report)
 
 
 def run_wheels(
