@@ -80,7 +80,9 @@ def save_stage(
     out = Path(out)
     unwrap_peft(model).config.auto_map = AUTO_MAP   # loads without this package imported first
     if isinstance(model, PeftModel): _save_adapters(model, out, state_dict)
-    else: model.eval().save_pretrained(out, state_dict=state_dict)
+    else:
+        for old in ("base.json", "adapter_config.json"): (out / old).unlink(missing_ok=True)
+        model.eval().save_pretrained(out, state_dict=state_dict)
     processor.save_pretrained(out)
     if log is not None: (out / "log.json").write_text(json.dumps(log, indent=1))
 
@@ -190,6 +192,8 @@ def _effect(adapted, processor, wanted):
 
 def _write_merged(adapted, processor, out, dtype):
     "The merged model, its fusion in 32 bits, and its processor"
+    if Path(out).exists() and any(Path(out).iterdir()):
+        raise ValueError(f"{out} is not empty, and what is there could be lost; take another one")
     merged = adapted.merge_and_unload().to(dtype)
     merged.model.fusion.float()
     merged.save_pretrained(out)

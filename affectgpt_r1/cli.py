@@ -44,6 +44,8 @@ def _as_options(settings):
 
 def _with_config(args):
     "The arguments of a command, with the options of its `--config` file in front"
+    args = [x for arg in args
+            for x in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if "--config" not in args: return args
     import yaml
     i = args.index("--config")

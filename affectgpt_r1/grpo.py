@@ -223,7 +223,7 @@ def _settings(model, recipe, changes):
 def _open_run(model, rows, out, settings, rewards):
     "The checkpoint to resume from; `run.json` gets everything that decides the numbers of the run"
     dataset, validation = rows
-    settings = {k: v for k, v in settings.items() if k not in ("micro_batch", "penalty")}
+    settings = {k: v for k, v in settings.items() if k != "micro_batch"}
     names = {f.__name__: weight for f, weight in zip(*rewards)}
     return start_or_resume(
         out, stage="grpo", start=weights_hash(model), **settings | dict(rewards=names),

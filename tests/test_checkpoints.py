@@ -10,11 +10,12 @@ torch = pytest.importorskip("torch", reason="needs the `train` extra")
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from affectgpt_r1.checkpoints import load_stage, merge_stage
+from affectgpt_r1.checkpoints import load_stage, merge_stage, save_stage, save_start
 from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.demo import cold_started_toy
 from affectgpt_r1.grpo import train_grpo
 from affectgpt_r1.modeling import AffectGPTForConditionalGeneration, unwrap_peft
+from affectgpt_r1.parts import remember_source
 from affectgpt_r1.processing import make_prompt
 from affectgpt_r1.rewards import make_rewards
 from affectgpt_r1.training import TrainingStopped
@@ -166,3 +167,27 @@ def test_an_engine_that_would_not_see_the_clips_is_refused(toy, tmp_path):
     with pytest.raises(ValueError, match="gets the tokens of a prompt and not its clip"):
         train_grpo(model, processor, rows, None, tmp_path, use_vllm=True, **FEW)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_merge_never_writes_over_anything(toy, adapted):
+    "Not even over the adapters themselves, which a refused merge would have deleted"
+    out, at_the_end = adapted
+    with pytest.raises(ValueError, match="is not empty"): merge_stage(out, out)
+    assert (logps(toy, load_stage(out)[0]) - at_the_end).abs().max() < 1e-5
+
+
+def test_whole_weights_take_the_place_of_a_reference(toy, tmp_path):
+    "A folder that named another model, and gets weights, is loaded from these"
+    model, processor, _ = small(toy)
+    remember_source(model, folder=str(toy.folder / "cold_start"))
+    save_start(model, processor, tmp_path)
+    with torch.no_grad(): model.lm_head.weight.add_(0.1)
+    save_stage(model, processor, tmp_path)
+    assert (logps(toy, load_stage(tmp_path)[0]) - logps(toy, model)).abs().max() < 1e-5
+
+
+def test_a_run_with_another_penalty_is_not_resumed(toy, tmp_path):
+    model, processor, rows = small(toy)
+    train_grpo(model, processor, rows, None, tmp_path, penalty="p2", **FEW)
+    with pytest.raises(ValueError, match="penalty is 'p2' there and 'p3' now"):
+        train_grpo(small(toy)[0], processor, rows, None, tmp_path, penalty="p3", **FEW)
