@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import datasets
 
+from .containers import VIDEO_FILES, media_streams
 from .labels import NOTHING, parse_openset
-from .media import VIDEO_FILES, media_streams, read_subtitle
+from .media import read_subtitle
 from .messages import list_some
 from .tables import read_csv, read_npz
 from .unibench import UNIBENCH, read_gold

@@ -29,8 +29,8 @@ from transformers.generation.streamers import BaseStreamer
 from .cards import model_card
 from .chats import clips_of
 from .checkpoints import find_base, load_stage, save_stage
+from .containers import media_streams
 from .labels import MODES, check_mode, parse_response
-from .media import media_streams
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from .processing import END, AffectGPTProcessor, make_prompt
 from .wheels import EmotionWheels, load_wheels

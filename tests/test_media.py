@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from affectgpt_r1 import faces, media
+from affectgpt_r1.containers import check_file, media_streams
 from affectgpt_r1.faces import crop_faces, face_boxes
 from affectgpt_r1.media import (
-    check_file, decode_frames, frame_indices, frame_times, media_streams, read_audio, read_clip,
+    decode_frames, frame_indices, frame_times, read_audio, read_clip,
     read_faces, read_subtitle, read_video, read_waveform, segment_starts, time_indices, write_video)
 
 
