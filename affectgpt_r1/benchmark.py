@@ -19,10 +19,11 @@ import pandas as pd
 from .evaluate import predict_clips, read_labels
 from .messages import list_some
 from .metrics import ew_interval, ew_score
+from .published import PUBLISHED_SCORES
 from .scoring import (
     averages, bootstrap_draws, pair_labels, paired_p, precision_recall, sector_masks)
 from .unibench import (
-    PUBLISHED_SCORES, UNIBENCH, answer_files, gold_file, read_answers, read_gold, unibench)
+    UNIBENCH, answer_files, gold_file, read_answers, read_gold, unibench)
 from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/12b_benchmark.ipynb #b011
@@ -194,18 +195,18 @@ def unibench_difference(
 # %% ../nbs/12b_benchmark.ipynb #b037
 def unibench_table(
     systems: Mapping[str, pd.DataFrame],   # Name -> its table from `unibench_scores`
-) -> pd.DataFrame:                         # One row per system: sets, mean, source, certainty
+) -> pd.DataFrame:                         # A row a system: sets, mean, protocol, source
     "Systems beside the published ones, in percent; a mean is given where all nine sets are there"
     rows = {}
     for name, table in systems.items():
         score = 100*table.set_index("dataset")["score"]
         mean = score["mean"] if set(UNIBENCH) <= set(score.index) else None
         rows[name] = {key: score.get(key) for key in UNIBENCH} | dict(
-            mean=mean, source="these files", certainty="computed")
+            mean=mean, protocol="as asked", source="these files", certainty="computed")
     for s in PUBLISHED_SCORES:
         if s.variant == "rewards": continue
         rows[s.system] = dict(zip(UNIBENCH, s.sets)) | dict(
-            mean=s.mean, source=s.source, certainty=s.certainty)
+            mean=s.mean, protocol=s.protocol, source=s.source, certainty=s.certainty)
     numbers = dict.fromkeys([*UNIBENCH, "mean"], float)
     return pd.DataFrame(rows.values(), index=list(rows)).astype(numbers)
 
