@@ -263,7 +263,8 @@ def test_names_in_excel(tmp_path):
 
 def test_a_clip_twice_in_any_file(tmp_path):
     twice = {"x.jsonl": '{"name": "a", "x": 1}\n{"name": "a", "x": 2}\n',
-             "x.json": '{"a": 1, "a": 2}', "x.csv": "name,x\na,1\na ,2\n", "y.json": '{"a": 1, " a": 2}'}
+             "x.json": '{"a": 1, "a": 2}', "x.csv": "name,x\na,1\na ,2\n",
+             "y.json": '{"a": 1, " a": 2}'}
     for file, text in twice.items():
         (tmp_path/file).write_text(text)
         message = f"{file}: .*(more than one row for clip a|comes twice)"
