@@ -25,12 +25,14 @@ from .messages import list_some, shorten
 from .text_files import decode_text, file_bytes
 
 # %% ../nbs/machinery/settings.ipynb #4b4561a8
-_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][+-]?\d+)?")
+_INFINITE = {"inf": float("inf"), "-inf": float("-inf")}
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 
 def _number(text):
     "The number that a text is; None if it is none"
-    if not _NUMBER.fullmatch(text): return None
-    return float(text) if re.search("[.eE]", text) else int(text)
+    if not _NUMBER.fullmatch(text) or len(text) > 400: return None
+    number = float(text) if re.search("[.eE]", text) else int(text)
+    return None if number in _INFINITE.values() else number   # 1e999
 
 def _structure(text):
     "The list or table that a text writes, in JSON or in Python; None if it is none"
@@ -65,7 +67,6 @@ def _kinds(hint):
 
 # %% ../nbs/machinery/settings.ipynb #307cfb5a
 _SWITCH = dict(true=True, yes=True, on=True, false=False, no=False, off=False)
-_INFINITE = {"inf": float("inf"), "-inf": float("-inf")}
 
 def _from_text(text, kinds):
     "What a text says, as the first of the types that it fits; the text if it fits none"
