@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import time
-import tomllib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -30,25 +29,51 @@ from .grpo import train_grpo
 from .labels import parse_response
 from .messages import list_some
 from .metrics import hit_rate
+from .recipes import read_changes
 from .records import made_by
 from .judges import frozen_score, likelihood_judge
 from .rewards import (
     REWARD_RECIPES, RewardRecipe, accuracy_reward, format_reward, make_rewards)
+from .settings import check_names, read_settings, read_toml
 from .stages import load_run_stage
 from .wheels import EmotionWheels, load_wheels
+
+# %% ../nbs/machinery/ablation.ipynb #ab34d9b1
+_KINDS = dict(mode=str, recipe=str | dict, penalty=str, gold=str, steps=int, tokens=int, trl=dict)
+_CHOICES = dict(mode=("answer", "think"), gold=("all", "first"))
+
+def _read_setting(what, setting):
+    "A complete setting by its types; raises ValueError for names and values that there are not"
+    setting = read_settings(setting, _KINDS, what)
+    for name, known in _CHOICES.items():
+        if setting[name] not in known:
+            raise ValueError(f"{what}: {name} {setting[name]!r} is unknown, take one of "
+                             f"{list_some(known)}")
+    if isinstance(setting["recipe"], str): check_names([setting["recipe"]], REWARD_RECIPES, what)
+    return setting | dict(trl=read_changes("grpo", setting["trl"]))
+
+# %% ../nbs/machinery/ablation.ipynb #78c1ba79
+def _check_parts(path, asked):
+    "Raises ValueError where a file lacks a part or a default, or has a part that there is not"
+    parts = ("seeds", "defaults", "settings")
+    check_names(asked, parts, str(path))
+    missing = [part for part in parts if part not in asked]
+    missing += [f"defaults.{name}" for name in _KINDS if name not in asked.get("defaults", _KINDS)]
+    if missing: raise ValueError(f"{path}: has no {list_some(missing)}")
 
 # %% ../nbs/machinery/ablation.ipynb #49ac7406
 def read_ablation(
     path: str | Path,      # A TOML file
 ) -> tuple[list, dict]:    # Seeds, and the settings by name, each complete
-    "What an ablation file asks for"
-    asked = tomllib.loads(Path(path).read_text())
+    "What an ablation file asks for; raises ValueError that says what is wrong with it"
+    asked = read_toml(path)
+    _check_parts(path, asked)
     defaults, settings = asked["defaults"], {}
     for name, own in asked["settings"].items():
         if unknown := own.keys() - defaults.keys():
             raise ValueError(f"{path}: setting {name!r} has {list_some(unknown)}; "
                              f"the defaults have {list_some(defaults)}")
-        settings[name] = defaults | own
+        settings[name] = _read_setting(f"{path}: setting {name!r}", defaults | own)
     return asked["seeds"], settings
 
 # %% ../nbs/machinery/ablation.ipynb #5ca32826

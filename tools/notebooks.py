@@ -1,10 +1,11 @@
 """Run notebooks from top to bottom, leaving out the cells that nbdev_test leaves out
 
 python -m tools.notebooks nbs/01_labels.ipynb                     fresh outputs, in place, cleaned
-python -m tools.notebooks nbs/*.ipynb --out FOLDER -p seed 1      executed copies, with parameters
+python -m tools.notebooks nbs/tutorials/pipeline.ipynb --out FOLDER -p seed 1   executed copies
 """
 
 import argparse
+import ast
 import base64
 import io
 import os
@@ -14,12 +15,15 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbdev.config import get_config
 from PIL import Image
 from papermill import PapermillExecutionError, execute_notebook
 from papermill.engines import NBClientEngine, papermill_engines
+
+from affectgpt_r1.settings import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SKIP = "skip-execution"  # the tag by which nbclient knows a cell to skip
@@ -103,10 +107,33 @@ class DirectivesEngine(NBClientEngine):
 papermill_engines.register("directives", DirectivesEngine)
 
 
+def defaults(nb):
+    "Name -> default of each parameter, from the cell tagged `parameters`; None if it is no literal"
+    tagged = (c.source for c in nb.cells if "parameters" in c.metadata.get("tags", []))
+    found = {}
+    for node in ast.parse(next(tagged, "")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for name in (t.id for t in targets if isinstance(t, ast.Name)):
+            try:
+                found[name] = ast.literal_eval(node.value)
+            except (ValueError, TypeError):
+                found[name] = None
+    return found
+
+
+def read_parameters(path, given):
+    "Values by the types of the defaults; an error names a parameter that the notebook lacks"
+    kinds = {
+        name: Any if default is None else type(default)
+        for name, default in defaults(nbformat.read(path, 4)).items()
+    }
+    return read_settings(given, kinds, str(path))
+
+
 def run_notebook(
     path,  # The notebook to run
     out,  # Where the executed notebook is written
-    parameters=None,  # Values for the cell tagged `parameters`
+    parameters=None,  # Values for the cell tagged `parameters`, or texts of them
     cwd=None,  # The folder it runs in: its own, unless given
     progress=False,  # Show a progress bar?
     timeout=None,  # Seconds that one cell may take
@@ -115,14 +142,15 @@ def run_notebook(
     os.environ.update(OFFLINE)
     path, out = Path(path).resolve(), Path(out).resolve()
     before = {c.id: c for c in nbformat.read(path, 4).cells}
+    parameters = read_parameters(path, parameters or {})
+    places = (str(place).replace("{", "{{").replace("}", "}}") for place in (path, out))
     bar = progress and dict(
         disable=False,
         desc=f"{path.stem:32}",
         bar_format="{desc} {percentage:3.0f}%|{bar:24}| {elapsed}",
     )
-    nb = execute_notebook(
-        str(path),
-        str(out),
+    nb = execute_notebook(  # which takes braces in a path for the name of a parameter
+        *places,
         parameters,
         engine_name="directives",
         progress_bar=bar,
@@ -183,16 +211,6 @@ def refresh(path):
     )
 
 
-def value(text):
-    "A parameter from the command line: a number where it reads as one"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
-
-
 if __name__ == "__main__":
     ap = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -209,13 +227,18 @@ if __name__ == "__main__":
         ap.error("-p needs --out")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
+    try:  # before the first of them runs
+        for nb_path in args.notebooks:
+            read_parameters(nb_path, dict(args.parameters))
+    except ValueError as e:
+        sys.exit(str(e))
     for nb_path in args.notebooks:
         try:
             if args.out:
                 run_notebook(
                     nb_path,
                     args.out / nb_path.name,
-                    {k: value(v) for k, v in args.parameters},
+                    dict(args.parameters),
                     progress=True,
                 )
             else:
