@@ -23,20 +23,21 @@ from .containers import open_media, video_stream
 class _Packet(NamedTuple):
     "What is known of a frame before it is decoded; times are in ticks"
     shown_at: int | None     # When the frame appears; None if the file does not say
-    decoded_at: int | None   # When it is decoded: before the frames that are built from it
+    decoded_at: int | None   # When it is decoded, if known: before the frames that build on it
     size: int                # Bytes
     duration: int | None     # How long it stays
     is_key: bool             # Can decoding begin here?
     is_shown: bool           # Is there a frame to see?
-    is_whole: bool           # Did all of it arrive?
+    is_plain: bool           # Does it look undamaged, with one frame in it?
     codec: str               # How it is compressed
 
 def _summary(packet):
     "What `_Packet` holds of a packet of an open container"
     codec = packet.stream.codec_context.name
     hidden = packet.is_discard or codec == "vp8" and not memoryview(packet)[0] & 16
-    return _Packet(packet.pts, packet.dts, packet.size, packet.duration,
-                   packet.is_keyframe, not hidden, not packet.is_corrupt, codec)
+    empty = codec == "mpeg4" and packet.size < 16   # "as before": some decoders give no frame then
+    return _Packet(packet.pts, packet.dts, packet.size, packet.duration, packet.is_keyframe,
+                   not hidden, not empty and not packet.is_corrupt, codec)
 
 # %% ../nbs/machinery/videos.ipynb #34805368
 def _film(container, path):
@@ -169,12 +170,13 @@ def _runs(packets, places):
 
 # %% ../nbs/machinery/videos.ipynb #c3b1943d
 _ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mpeg1video",
-                         "mpeg2video", "mjpeg", "prores", "dnxhd", "ffv1", "wmv2", "flv", "h263")
+                         "mpeg2video", "mpeg4", "mjpeg", "prores", "dnxhd", "ffv1", "wmv2",
+                         "msmpeg4", "msmpeg4v2", "flv", "h263", "rawvideo", "qtrle")
 
 def _order(packets):
     "Places of the packets to see, in the order of their times; None if a time is missing or twice"
-    if not packets[0].is_key or not all(packet.is_whole for packet in packets): return None
-    if any(None in packet[:2] for packet in packets): return None
+    if not packets[0].is_key or not all(packet.is_plain for packet in packets): return None
+    if any(packet.shown_at is None for packet in packets): return None
     shown = [i for i, packet in enumerate(packets) if packet.is_shown]
     order = sorted(shown, key=lambda i: packets[i].shown_at)
     return order if len({packets[i].shown_at for i in shown}) == len(shown) else None
@@ -182,18 +184,19 @@ def _order(packets):
 # %% ../nbs/machinery/videos.ipynb #77f08889
 def _same(packet, listed):
     "Is this packet of an open container the one that was listed?"
-    return (packet.pts, packet.dts, packet.size) == listed[:3]
+    return (packet.pts, packet.size) == (listed.shown_at, listed.size)
 
 def _jump(container, stream, packets, begin):
     "The packets from place `begin` on; none if they are not found"
     if begin == 0: return container.demux(stream)
     before = next((i for i in range(begin - 1, 0, -1) if packets[i].is_key), 0)
-    for target in (begin, before):   # the second one, where the first jump was too far
-        container.seek(packets[target].decoded_at, stream=stream)
+    for target in (packets[begin], packets[before]):   # if the first jump goes too far, the second
+        known = target.decoded_at is not None
+        container.seek(target.decoded_at if known else target.shown_at, stream=stream)
         found = container.demux(stream)
         for packet in found:
             if _same(packet, packets[begin]): return chain([packet], found)
-            late = packet.dts is not None and packet.dts > packets[begin].decoded_at
+            late = packet.is_keyframe and (packet.pts or 0) > packets[begin].shown_at
             if late or not packet.size: break
     return ()
 
@@ -228,13 +231,15 @@ def _take(path, packets, order, wanted, runs):
     return kept
 
 # %% ../nbs/machinery/videos.ipynb #050d6969
+_WORTH = 500   # Frames that decoding in runs must save
+
 def _few_frames(path, packets, numbers):
     "Number -> pixels of some frames, if decoding in runs saves much and leaves no doubt, or None"
     order = _order(packets)
     if order is None or packets[0].codec not in _ONE_FRAME_PER_PACKET: return None
     wanted = {*numbers, min(15, len(order) - 1)}
     runs = _runs(packets, [order[number] for number in wanted])
-    if 2*sum(last - begin + 1 for begin, last in runs) > len(packets): return None
+    if len(packets) - sum(last - begin + 1 for begin, last in runs) < _WORTH: return None
     kept = _take(path, packets, order, wanted, runs)
     return kept if len(kept) == len(wanted) else None
 
