@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['frame_indices', 'time_indices', 'segment_starts', 'frame_times', 'decode_frames', 'read_video', 'write_video',
-           'read_faces', 'read_waveform', 'cut_segments', 'read_audio', 'read_subtitle', 'Clip', 'is_missing',
-           'read_clip']
+           'read_faces', 'cut_segments', 'read_audio', 'read_subtitle', 'Clip', 'is_missing', 'read_clip']
 
 # %% ../nbs/04_media.ipynb #c003
 import re
@@ -17,11 +16,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pysubs2
-import soundfile as sf
 from av.video.reformatter import VideoReformatter
 
-from .containers import VIDEO_FILES, check_file
+from .containers import check_file
 from .faces import crop_faces, face_boxes, open_faces
+from .sounds import read_spans, read_waveform
 
 # %% ../nbs/04_media.ipynb #c006
 def frame_indices(
@@ -151,76 +150,25 @@ def read_faces(
     faces = open_faces(path)
     return faces[frame_indices(len(faces), num_frames)]
 
-# %% ../nbs/04_media.ipynb #c031
-def _resample(
-    wave,         # float32 [samples]
-    source_rate,  # Its rate
-    rate,         # The rate wanted
-):
-    "`wave` at `rate` samples per second"
-    samples = np.ascontiguousarray(wave[None], np.float32)
-    frame = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
-    frame.sample_rate = source_rate
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
-    chunks = [np.zeros(0, np.float32)]   # of very few samples nothing else may come
-    for source in (frame, None):         # None: whatever is left inside the resampler
-        chunks += [out.to_ndarray()[0] for out in resampler.resample(source)]
-    resampled = np.concatenate(chunks)
-    length = max(1, round(len(wave)*rate/source_rate))
-    return np.pad(resampled[:length], (0, max(0, length-len(resampled))))
-
-# %% ../nbs/04_media.ipynb #c032
-def _sound_track(path):
-    "Samples [channels, samples] of the first audio stream of a video file, and their rate"
-    planar = av.AudioResampler(format="fltp")
-    with av.open(str(path)) as container:
-        if not container.streams.audio: raise ValueError(f"{path}: has no sound track")
-        stream = container.streams.audio[0]
-        rate, frames = stream.rate, [*container.decode(stream)]
-    if not frames: return np.zeros((1, 0), np.float32), rate
-    chunks = [out.to_ndarray() for frame in [*frames, None] for out in planar.resample(frame)]
-    return np.concatenate(chunks, 1), rate
-
-# %% ../nbs/04_media.ipynb #44f6c810
-def _samples(path):
-    "Samples [channels, samples] of a sound file or of the track of a video file, and their rate"
-    try:
-        if path.suffix.lower() in VIDEO_FILES: return _sound_track(path)
-        wave, rate = sf.read(path, dtype="float32", always_2d=True)
-    except sf.LibsndfileError as e:
-        raise ValueError(f"{path}: cannot be decoded as audio ({e.error_string})") from e
-    except av.error.FFmpegError as e:
-        raise ValueError(f"{path}: cannot be decoded as audio ({e.strerror})") from e
-    return wave.T, rate
-
-# %% ../nbs/04_media.ipynb #t050
-def read_waveform(
-    path: str | Path,   # A sound file, or a video file with a sound track
-    rate: int = 16000,  # Samples per second wanted
-) -> np.ndarray:        # float32 [samples] in [-1, 1]
-    "The whole sound of a file, mono, at `rate`"
-    path = check_file(path)
-    wave, source_rate = _samples(path)
-    if not wave.size: raise ValueError(f"{path}: holds no samples")
-    wave = wave.mean(0)
-    if not np.isfinite(wave).all():
-        raise ValueError(f"{path}: holds samples that are not numbers")
-    if source_rate == rate: return wave
-    return np.clip(_resample(wave, source_rate, rate), -1, 1)
-
 # %% ../nbs/04_media.ipynb #c9a0efdd
+def _segment_begins(length, num_segments, num_samples):
+    "First sample of each segment of a sound of `length` samples"
+    return np.arange(num_segments)*max(0, length-num_samples)//num_segments
+
 def cut_segments(
     wave: np.ndarray,         # float [samples], mono
     num_segments: int = 8,    # Segments wanted
     num_samples: int = 32000, # Length of a segment
 ) -> np.ndarray:              # float32 [num_segments, num_samples]
     "Segments of a sound at `segment_starts`; a short sound is padded with zeros"
-    wave = np.asarray(wave, np.float32)
+    wave = np.asarray(wave)
     if wave.ndim != 1 or not len(wave):
         raise ValueError(f"a sound has the shape [samples]; this one has {list(wave.shape)}")
-    wave = np.pad(wave, (0, max(0, num_samples-len(wave))))
-    starts = np.arange(num_segments)*(len(wave)-num_samples)//num_segments
-    return np.stack([wave[start:start+num_samples] for start in starts])
+    if not np.issubdtype(wave.dtype, np.floating):
+        raise ValueError(f"a sound has floating point samples in [-1, 1]; these are {wave.dtype}")
+    begins = _segment_begins(len(wave), num_segments, num_samples)
+    wave = np.pad(wave.astype(np.float32), (0, max(0, num_samples-len(wave))))
+    return np.stack([wave[begin:begin+num_samples] for begin in begins])
 
 # %% ../nbs/04_media.ipynb #c037
 def read_audio(
@@ -230,7 +178,9 @@ def read_audio(
     rate: int = 16000,      # Samples per second
 ) -> np.ndarray:            # float32 [num_segments, seconds*rate], mono, in [-1, 1]
     "Segments of the sound of a file, see `cut_segments`"
-    return cut_segments(read_waveform(path, rate), num_segments, round(seconds*rate))
+    num_samples = round(seconds*rate)
+    def begins(length): return _segment_begins(length, num_segments, num_samples)
+    return read_spans(path, begins, num_samples, rate)
 
 # %% ../nbs/04_media.ipynb #61fd1ca8
 _TIMES = re.compile(r"^\s*\d[\d:.,]*\s*-->.*$", re.MULTILINE)   # the line above the words
@@ -310,8 +260,8 @@ def _read_pictures(row, num_frames, visual, by):
 def _read_segments(audio, num_segments, num_samples):
     "Segments of a sound file, of a waveform at 16 kHz, or of silence"
     if is_missing(audio): return np.zeros((num_segments, num_samples), np.float32)
-    wave = read_waveform(audio) if isinstance(audio, (str, Path)) else audio
-    return cut_segments(wave, num_segments, num_samples)
+    if isinstance(audio, (str, Path)): return read_audio(audio, num_segments, num_samples/16000)
+    return cut_segments(audio, num_segments, num_samples)
 
 # %% ../nbs/04_media.ipynb #t073
 def read_clip(
