@@ -22,12 +22,12 @@ from tqdm.auto import tqdm
 from .data import TRACKS, load_mer2025, load_mer2026, load_unibench
 from .endpoints import ReplyCache
 from .fingerprints import file_hash
-from .media import read_faces, read_video, read_waveform
+from .media import read_audio, read_faces, read_video
 from .messages import list_some
 from .unibench import UNIBENCH
 
 # %% ../nbs/machinery/splits.ipynb #c023
-_READERS = dict(video=read_video, audio=read_waveform, face=read_faces)
+_READERS = dict(video=read_video, audio=read_audio, face=read_faces)
 
 def _decode(known, read, file):
     "Read a file, unless it is known to be sound; an error says what is wrong with it"
