@@ -215,20 +215,19 @@ def _decode_run(stream, found, packets, begin, expected):
             yield frame
 
 # %% ../nbs/machinery/videos.ipynb #a680677c
-def _take(path, packets, order, wanted, runs):
-    "Number -> pixels of the frames numbered `wanted`, decoded in `runs`; without what is in doubt"
-    kept, pictures, times = {}, _Pictures(path), [packets[place].shown_at for place in order]
+def _decode_runs(path, packets, order, looked_at):
+    "Number and frame, in runs that hold all frames `looked_at`; ends where there is a doubt"
+    times = [packets[place].shown_at for place in order]
     with open_media(path, "decoded as video") as container:
         stream = _film(container, path)
-        for begin, last in runs:
+        for begin, last in _runs(packets, [order[number] for number in looked_at]):
             first = bisect_left(times, packets[begin].shown_at) if begin else 0
-            end = 1 + max(number for number in wanted if begin <= order[number] <= last)
+            end = 1 + max(number for number in looked_at if begin <= order[number] <= last)
             found = _jump(container, stream, packets, begin)
             frames = _decode_run(stream, found, packets, begin, times[first:end])
-            for number, frame in zip(range(first, end), frames):
-                if number == 0: pictures.see(frame)
-                if number in wanted: kept[number] = _pixels(frame, pictures)
-    return kept
+            number = first - 1
+            for number, frame in zip(range(first, end), frames): yield number, frame
+            if number < end - 1: return
 
 # %% ../nbs/machinery/videos.ipynb #050d6969
 _WORTH = 500   # Frames that decoding in runs must save
@@ -237,11 +236,15 @@ def _few_frames(path, packets, numbers):
     "Number -> pixels of some frames, if decoding in runs saves much and leaves no doubt, or None"
     order = _order(packets)
     if order is None or packets[0].codec not in _ONE_FRAME_PER_PACKET: return None
-    wanted = {*numbers, min(15, len(order) - 1)}
-    runs = _runs(packets, [order[number] for number in wanted])
+    looked_at = {*numbers, *range(min(16, len(order)))}
+    runs = _runs(packets, [order[number] for number in looked_at])
     if len(packets) - sum(last - begin + 1 for begin, last in runs) < _WORTH: return None
-    kept = _take(path, packets, order, wanted, runs)
-    return kept if len(kept) == len(wanted) else None
+    seen, kept, pictures = set(), {}, _Pictures(path)
+    for number, frame in _decode_runs(path, packets, order, looked_at):
+        seen.add(number)
+        if number == 0: pictures.see(frame)
+        if number in numbers: kept[number] = _pixels(frame, pictures)
+    return kept if looked_at <= seen else None
 
 # %% ../nbs/machinery/videos.ipynb #fa5d07e4
 def choose_frames(
