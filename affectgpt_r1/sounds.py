@@ -6,11 +6,14 @@
 __all__ = ['read_waveform', 'read_spans']
 
 # %% ../nbs/machinery/sounds.ipynb #752248ae
+import io
+import mmap
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
 
 import av
@@ -36,22 +39,47 @@ class _Report:
     jumps: list = field(default_factory=list)  # Where the clock started anew, in seconds
 
 # %% ../nbs/machinery/sounds.ipynb #de6904ae
-def _open_soundfile(path):
-    "A sound file opened by its content; a LibsndfileError if soundfile does not know it"
-    file = open(os.open(path, os.O_RDONLY), "rb")
-    try: return file, sf.SoundFile(file)
-    except BaseException:
-        file.close()
-        raise
+def _open(path):
+    "A file without its name"
+    return open(os.open(path, os.O_RDONLY), "rb")
 
-def _soundfile_blocks(path, report):
-    "Mono blocks and their rate, decoded by soundfile"
-    file, sound = _open_soundfile(path)
-    with file, sound:
-        report.seconds = sound.frames/sound.samplerate
-        if sound.format != "OGG": report.loud = 1
-        while len(block := sound.read(_BLOCK, "float32", always_2d=True)):
-            yield block.mean(1), sound.samplerate
+def _kind(path):
+    "What soundfile takes a file for, and how many seconds it promises; nothing if it knows no such"
+    try:
+        with _open(path) as file, sf.SoundFile(file) as sound:
+            return sound.format, sound.frames/sound.samplerate
+    except sf.LibsndfileError: return "", 0
+
+# %% ../nbs/machinery/sounds.ipynb #4a3a680f
+_BEGINNINGS = dict(FLAC=re.compile(rb"fLaC[\x00\x80]\x00\x00\x22"),
+                   OGG=re.compile(rb"OggS\x00\x02\x00{8}"))
+
+def _page_end(data, at):
+    "Where the page of an ogg file ends that begins at `at`"
+    segments = sum(data[at+26:at+27])
+    return at + 27 + segments + sum(data[at+27:at+27+segments])
+
+def _bounds(path, kind):
+    "Where the files in a row begin, and where the last one ends"
+    size = path.stat().st_size
+    if kind not in _BEGINNINGS: return [0, size]
+    with _open(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        starts = [match.start() for match in _BEGINNINGS[kind].finditer(data)]
+        ends = {_page_end(data, at) for at in starts} if kind == "OGG" else ()
+    return [0, *(at for at in starts[1:] if at not in ends), size]   # at an end: one more stream
+
+# %% ../nbs/machinery/sounds.ipynb #953269a2
+def _soundfile_blocks(path, report, bounds):
+    "Mono blocks and their rate, decoded by soundfile, of the files in a row between `bounds`"
+    with _open(path) as file:
+        for start, end in pairwise(bounds):
+            file.seek(start)
+            part = file if len(bounds) == 2 else io.BytesIO(file.read(end-start))
+            with sf.SoundFile(part) as sound:
+                report.seconds += sound.frames/sound.samplerate
+                if sound.format != "OGG": report.loud = 1
+                while len(block := sound.read(_BLOCK, "float32", always_2d=True)):
+                    yield block.mean(1), sound.samplerate
 
 # %% ../nbs/machinery/sounds.ipynb #2ff467bc
 def _sound_stream(container, path):
@@ -66,31 +94,32 @@ def _pictures(container):
     return [s for s in container.streams.video if not s.disposition & attached]
 
 def _packet_seconds(path):
-    "How many seconds of sound the packets of a file hold; None if there are pictures, too"
+    "How many seconds of sound the packets of a file hold; infinity if there are pictures, too"
     with av.open(str(path), metadata_errors="replace") as container:
         stream = _sound_stream(container, path)
-        if _pictures(container): return None
+        if _pictures(container): return np.inf
         return float(sum(p.duration or 0 for p in container.demux(stream))*stream.time_base)
 
 # %% ../nbs/machinery/sounds.ipynb #bbeaa8d2
-def _is_for_soundfile(path):
-    "Does soundfile read this file, and all of it?"
-    try: file, sound = _open_soundfile(path)
-    except sf.LibsndfileError: return False
-    with file, sound: kind, promised = sound.format, sound.frames/sound.samplerate
-    if kind not in ("MP3", "OGG", "FLAC"): return promised > 0   # 0: a length that is not known
+def _for_soundfile(path):
+    "The `_bounds` of a file if soundfile is to read it, else none"
+    kind, promised = _kind(path)
+    bounds = _bounds(path, kind)
+    if not promised: return []   # not known to soundfile, or a length that is not known
+    if kind not in ("MP3", "OGG") or len(bounds) > 2: return bounds
     held = _packet_seconds(path)
-    if kind != "OGG" and held is not None and held < promised - 1:
+    if kind == "MP3" and held < promised - 1:
         raise ValueError(f"{path}: is cut short, {promised-held:.1f} of its {promised:.1f} seconds "
                          "are missing")
-    return kind != "MP3" and held is not None and abs(held - promised) < 3*_TOLERANCE
+    return bounds if kind == "OGG" and abs(held - promised) < 3*_TOLERANCE else []
 
 # %% ../nbs/machinery/sounds.ipynb #b0380a64
 def _decoded(container, stream):
-    "Frames of a sound track; the title and cover of a second mp3 file behind it are no sound"
-    tagged = container.format.name == "mp3"
+    "Frames of a sound track; the title of a second mp3 file in a row is no sound"
+    titled = container.format.name == "mp3"
     for packet in container.demux(stream):
-        if not (tagged and bytes(packet).startswith(b"ID3")): yield from packet.decode()
+        if titled and bytes(packet).startswith(b"ID3"): continue
+        yield from packet.decode()
 
 def _mono_frames(frames):
     "Start in seconds or None, mono samples and rate of frames, whose format may change on the way"
@@ -131,25 +160,35 @@ def _in_time(frames, clock):
         for silent in _silence(round(gap*rate)): yield silent, rate
         yield block, rate
 
-# %% ../nbs/machinery/sounds.ipynb #3f5e7bf9
+# %% ../nbs/machinery/sounds.ipynb #fe10136c
 def _first_picture(container):
     "When the first picture appears, in seconds; None if there are no pictures"
     starts = (s.start_time*s.time_base for s in _pictures(container) if s.start_time is not None)
     return next(map(float, starts), None)
 
+def _moved_up(frames):
+    "The first two frames of a film; the first one is moved up to the second"
+    if len(frames) < 2 or None in (frames[0][0], frames[1][0]): return frames
+    (start, block, rate), second = frames
+    moved = second[0] - len(block)/rate
+    return [(moved if moved > start + _TOLERANCE else start, block, rate), second]
+
+# %% ../nbs/machinery/sounds.ipynb #4878ce7f
+def _timed(frames, container, report):
+    "Mono blocks and their rate, of decoded frames of an open container, in time"
+    picture, first = _first_picture(container), list(islice(frames, 2))
+    if picture is not None: first = _moved_up(first)
+    begins = [t for t in (picture, *(start for start, *_ in first[:1])) if t is not None]
+    longest = 10 if container.format.name in ("mpegts", "mpeg") else _LONGEST
+    return _in_time(chain(first, frames), _Clock(min(begins, default=0), longest, report))
+
 def _track_blocks(path, report):
     "Mono blocks and their rate of the sound track of any file that PyAV opens"
     with av.open(str(path), metadata_errors="replace") as container:
-        stream, picture = _sound_stream(container, path), _first_picture(container)
+        stream = _sound_stream(container, path)
         report.seconds = (container.duration or 0)/av.time_base
         if stream.codec_context.name.startswith("pcm"): report.loud = 1
-        longest = 10 if container.format.name in ("mpegts", "mpeg") else _LONGEST
-        frames = _mono_frames(_decoded(container, stream))
-        first = next(frames, None)
-        if first is None: return
-        begins = [t for t in (picture, first[0]) if t is not None]
-        clock = _Clock(min(begins, default=0), longest, report)
-        yield from _in_time(chain([first], frames), clock)
+        yield from _timed(_mono_frames(_decoded(container, stream)), container, report)
 
 # %% ../nbs/machinery/sounds.ipynb #8f2e8070
 def _checked(path, blocks, report):
@@ -216,9 +255,9 @@ def _at_rate(blocks, rate):
 def _blocks(path, rate, report):
     "The sound of a file, mono, at `rate`, in blocks"
     try:
-        read = _soundfile_blocks if _is_for_soundfile(path) else _track_blocks
-        blocks = _checked(path, read(path, report), report)
-        yield from _at_rate(blocks, rate)
+        bounds = _for_soundfile(path)
+        blocks = _soundfile_blocks(path, report, bounds) if bounds else _track_blocks(path, report)
+        yield from _at_rate(_checked(path, blocks, report), rate)
     except sf.LibsndfileError as e:
         raise ValueError(f"{path}: cannot be decoded as audio ({e.error_string})") from e
     except av.error.FFmpegError as e:
