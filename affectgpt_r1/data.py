@@ -6,7 +6,6 @@
 __all__ = ['COLUMNS', 'TRACKS', 'load_mer2025', 'load_mer2026', 'load_unibench', 'load_folder']
 
 # %% ../nbs/05_data.ipynb #c003
-import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import NamedTuple
 
 import datasets
 
-from .containers import VIDEO_FILES, media_streams
+from .containers import VIDEO_FILES
+from .folders import SOUND_FILES, clip_name, find_faces, find_media, scan_folder
 from .labels import NOTHING, parse_openset
 from .media import read_subtitle
 from .messages import list_some
@@ -83,6 +83,7 @@ class _Reading:
     video: str = "video"  # The folders of the media
     audio: str = "audio"
     problems: list = field(default_factory=list)
+    notes: list = field(default_factory=list)   # What a user should know, and is no problem
 
     def collect(self, read, file, *args):
         "What `read(path of file, *args)` returns; None if it raises, and its message is kept"
@@ -112,26 +113,14 @@ def _check_known(what, x, known):
 _MISSING = ["error", "drop", "mask"]
 
 # %% ../nbs/05_data.ipynb #d013
-def _listing(folder):
-    "Names of what is in a folder"
-    return set(os.listdir(folder)) if folder.is_dir() else set()
-
-def _files(folder, names, suffixes):
-    "For each name its file in `folder`, or an empty text"
-    here = _listing(folder)
-    def find(name):
-        candidates = (f"{name}{suffix}" for suffix in suffixes)
-        return next((str(folder/file) for file in candidates if file in here), "")
-    return [find(name) for name in names]
-
-def _face_files(folder, names):
-    "For each name its file of faces, flat or in a folder of its own, or an empty text"
-    here = _listing(folder)
-    def find(name):
-        if f"{name}.npy" in here: return str(folder/f"{name}.npy")
-        nested = folder/name/f"{name}.npy"
-        return str(nested) if name in here and nested.is_file() else ""
-    return [find(name) for name in names]
+def _read_table(reading, file, columns):
+    "A table of a corpus, by the names of its clips; None if it cannot be read"
+    table = reading.collect(read_csv, file, columns)
+    if table is None: return None
+    table.index = table.index.map(clip_name)
+    twice = table.index[table.index.duplicated()].unique()
+    if len(twice): reading.problems.append(f"{file}: more than one row for clip {list_some(twice)}")
+    return table[~table.index.duplicated()]
 
 # %% ../nbs/05_data.ipynb #d015
 def _absences(reading, names, files, texts):
@@ -155,9 +144,9 @@ def _absence_problems(reading, absences):
 def _dataset(reading, rows, texts):
     "The data set of `rows`, a dict of columns; `texts`: file -> its cells, None without a row"
     names, root = rows["name"], reading.root
-    files = dict(video=_files(root/reading.video, names, VIDEO_FILES),
-                 audio=_files(root/reading.audio, names, [".wav"]),
-                 face=_face_files(root/"openface_face", names))
+    files = dict(video=find_media(root/reading.video, names, VIDEO_FILES, 0),
+                 audio=find_media(root/reading.audio, names, SOUND_FILES, 1),
+                 face=find_faces(root/"openface_face", names))
     absences = _absences(reading, names, files, texts)
     if reading.missing == "error": reading.problems += _absence_problems(reading, absences)
     dropped = set().union(*absences.values()) if reading.missing == "drop" else set()
@@ -184,7 +173,9 @@ def _report(reading, n, absences):
     if absences:
         done = dict(drop="left out", mask="masked")[reading.missing]
         report += f"; {done}: {_count(absences)}"
-    if absences or incomplete: warnings.warn(report, stacklevel=5)   # the caller of load_...
+    report = "; ".join([report, *reading.notes])
+    if absences or incomplete or reading.notes:
+        warnings.warn(report, stacklevel=5)   # the caller of load_...
     return report
 
 # %% ../nbs/05_data.ipynb #1125db28
@@ -196,14 +187,22 @@ def _build(columns, description):
     info = datasets.DatasetInfo(description=description, features=_features())
     return datasets.Dataset.from_dict(full, features=_features(), info=info)
 
-def _cells(table, column, names):
-    "The cells of a table's column for `names`; None for a name without a row"
-    return [""]*len(names) if table is None else [table[column].get(name) for name in names]
+# %% ../nbs/05_data.ipynb #192cd794
+_NO_WORDS = {"nan", "NaN", "NA", "N/A", "None", "null", "NULL", "<NA>", "NaT", "#N/A"}
+
+def _texts(reading, file, column, names):
+    "The cell of each name in a table of words; None for a name without a row"
+    table = _read_table(reading, file, [column])
+    if table is None: return [""]*len(names)
+    cells = [table[column].get(name) for name in names]
+    n = sum(cell is not None and cell.strip() in _NO_WORDS for cell in cells)
+    if n: reading.notes.append(f"{file}: {n:,} cell{'s' * (n != 1)} like nan taken as empty")
+    return [cell if cell is None or cell.strip() not in _NO_WORDS else "" for cell in cells]
 
 # %% ../nbs/05_data.ipynb #d021
 def _read_labels(reading, file, column):
     "Names and label cells of a track"
-    table = reading.collect(read_csv, file, [column] if column else [])
+    table = _read_table(reading, file, [column] if column else [])
     if table is None: return [], []
     names = table.index.tolist()
     cells = table[column].tolist() if column else []
@@ -216,8 +215,7 @@ def _read_texts(reading, track, names):
     "File -> its cell for each name: the subtitles, and the descriptions if there are any"
     columns = {"subtitle_chieng.csv": "english"}
     if track.reason_file: columns[track.reason_file] = "reason"
-    tables = {file: reading.collect(read_csv, file, [column]) for file, column in columns.items()}
-    return {file: _cells(tables[file], column, names) for file, column in columns.items()}
+    return {file: _texts(reading, file, column, names) for file, column in columns.items()}
 
 # %% ../nbs/05_data.ipynb #33c06e63
 def _load_mer(root, corpus, name, missing):
@@ -272,7 +270,7 @@ def _load_set(root, key, missing):
     file, column = test_set.subtitle_file, test_set.subtitle_column
     gold = reading.collect(read_gold, test_set.label_file, key) or {}
     names, n = list(gold), len(gold)
-    subtitles = _cells(reading.collect(read_csv, file, [column]), column, names)
+    subtitles = _texts(reading, file, column, names)
     rows = dict(name=names, subtitle=[text or "" for text in subtitles],
                 language=["zh" if column == "chinese" else "en"]*n, split=[key]*n)
     rows |= _gold_columns(list(gold.values()), test_set.measure)
@@ -290,67 +288,55 @@ def load_unibench(
     return _load_set(root, name, missing)
 
 # %% ../nbs/05_data.ipynb #d071
-def _own_words(video):
-    "The words in the subtitle file next to a video, or an empty text"
-    files = [video.with_suffix(suffix) for suffix in (".srt", ".vtt")]
-    return next((read_subtitle(file) for file in files if file.is_file()), "")
-
-def _own_clip(video, words):
-    "The row of one video; `words`: clip -> subtitle, or None to look for subtitle files"
-    has_video, has_sound = media_streams(video)
-    wav = video.with_suffix(".wav")
-    if wav.is_file(): audio = str(wav)
-    else: audio = str(video) if has_sound else ""
-    return dict(name=video.stem, video=str(video) if has_video else "", audio=audio,
-                subtitle=_own_words(video) if words is None else words.get(video.stem, ""))
-
-def _clip_name(file):
-    "The name of a clip, also if it was given as the name of its file"
-    return Path(file).stem if Path(file).suffix.lower() in VIDEO_FILES else file
+def _own_row(reading, clip, words):
+    "The row of a clip; `words`: clip -> subtitle, or None to read its subtitle file"
+    text = words.get(clip.name, "") if words is not None else ""
+    if words is None and clip.words: text = reading.collect(read_subtitle, clip.words.name)
+    files = {column: str(path or "") for column, path in (("video", clip.video),
+                                                          ("audio", clip.audio))}
+    return dict(name=clip.name, subtitle=text, **files)
 
 # %% ../nbs/05_data.ipynb #4679d4b4
 def _table_of_words(reading, file, clips):
     "Clip -> subtitle, from a csv"
     file = Path(file).absolute()
-    beside = _Reading(file.parent, reading.what, problems=reading.problems)
+    beside = _Reading(file.parent, reading.what, problems=reading.problems, notes=reading.notes)
     table = beside.collect(read_csv, file.name, ["subtitle"])
     if table is None: return {}
-    words = {_clip_name(name): text for name, text in table["subtitle"].items()}
-    if strange := sorted(set(words) - set(clips)):
+    known = {clip.name: clip.name for clip in clips}
+    known |= {path.name: clip.name for clip in clips for path in clip[1:3] if path}
+    names = [known.get(name, clip_name(name)) for name in table.index]
+    if strange := sorted(set(names) - set(known.values())):
         reading.problems.append(f"{file.name}: no video for clip {list_some(strange)}")
-    return words
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        reading.problems.append(f"{file.name}: more than one row for clip {list_some(twice)}")
+    return dict(zip(names, ["" if x.strip() in _NO_WORDS else x for x in table["subtitle"]]))
 
 # %% ../nbs/05_data.ipynb #6c516c0e
-def _own_rows(reading, videos, words):
-    "The rows of all videos that can be opened"
-    for video in videos:
-        try: yield _own_clip(video, words)
-        except (ValueError, OSError) as e: reading.problems.append(str(e))
-
-def _own_report(rows):
-    "What was read, in a sentence, and which clips have no pictures or no sound"
+def _own_report(rows, left_out):
+    "What was read, in a sentence, and whether something is missing or left out"
     parts = dict(pictures="video", sound="audio", words="subtitle")
     without = {what: [row["name"] for row in rows if not row[c]] for what, c in parts.items()}
     listed = [f"without {what}: {list_some(names)}" for what, names in without.items() if names]
-    return "; ".join([f"{len(rows):,} videos", *listed]), without["pictures"] + without["sound"]
+    if left_out: listed.append(f"left out: {list_some(left_out)}")
+    incomplete = without["pictures"] + without["sound"] + left_out
+    return "; ".join([f"{len(rows):,} video{'s' * (len(rows) != 1)}", *listed]), incomplete
 
 # %% ../nbs/05_data.ipynb #d072
 def load_folder(
-    root: str | Path,                     # A folder with .mp4, .avi, .mov, .mkv or .webm files
+    root: str | Path,                     # A folder with videos, of any kind that can be read
     subtitles: str | Path | None = None,  # A csv with name and subtitle; None: .srt, .vtt files
-) -> datasets.Dataset:                    # One row per video, with `COLUMNS`, without labels
+) -> datasets.Dataset:                    # One row per clip, with `COLUMNS`, without labels
     "Your own videos"
     reading = _Reading(_folder(root, "give a folder that holds videos"), "a folder of videos")
-    videos = sorted(p for p in reading.root.iterdir() if p.suffix.lower() in VIDEO_FILES)
-    names = [video.stem for video in videos]
-    if not videos: reading.problems.append(f"no file of the kinds {list_some(VIDEO_FILES)}")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        reading.problems.append(f"more than one video for clip {list_some(twice)}")
-    words = None if subtitles is None else _table_of_words(reading, subtitles, names)
-    rows = list(_own_rows(reading, videos, words))
+    scan = scan_folder(reading.root)
+    reading.problems += scan.problems
+    if not scan.clips: reading.problems.append(f"no file of the kinds {list_some(VIDEO_FILES)}")
+    words = None if subtitles is None else _table_of_words(reading, subtitles, scan.clips)
+    rows = [_own_row(reading, clip, words) for clip in scan.clips]
     _raise_problems(reading)
-    report, incomplete = _own_report(rows)
+    report, incomplete = _own_report(rows, scan.left_out)
     if incomplete: warnings.warn(report, stacklevel=2)
     columns = {c: [row[c] for row in rows] for c in rows[0]}
-    columns |= dict(split=["own"]*len(rows), face=_face_files(reading.root/"openface_face", names))
-    return _build(columns, report)
+    faces = find_faces(reading.root/"openface_face", columns["name"])
+    return _build(columns | dict(split=["own"]*len(rows), face=faces), report)

@@ -11,7 +11,7 @@ from test_media import greys, tone, write
 
 from affectgpt_r1.data import (
     COLUMNS, TRACKS, load_folder, load_mer2025, load_mer2026, load_unibench, read_npz)
-from affectgpt_r1 import splits
+from affectgpt_r1 import folders, splits
 from affectgpt_r1.splits import (
     check_leakage, check_media, load_splits, parse_source, rl_split, shared_clips)
 from affectgpt_r1.unibench import UNIBENCH
@@ -679,3 +679,104 @@ def test_real_label_files(tmp_path, key, file, size):
 @needs_reference
 def test_other_real_files():
     for p in (REFERENCE/"predictions").rglob("*.npz"): assert read_npz(p)
+
+
+HIDDEN = ("._one.mp4", ".DS_Store", "Thumbs.db", "~$words.xlsx", "desktop.ini", "notes.txt",
+          "words.csv", ".hidden/x")
+ODD = {"two.mp4.part": b"", "three.crdownload": b"\0\1", "x.tmp": b"", "cover.jpg": b"\xff\xd8\xff",
+       "list.m3u8": b"#EXTM3U\nhttp://nowhere/a.ts\n", "data.bin": bytes(200), "x.sh": b"#!/bin/sh",
+       "on.srt": b"1\n00:00:00,000 --> 00:00:01,000\nHi\n", "readme": b"Hello", "day.mp4/x": b"",
+       "more/one.mp4": b""}
+
+
+def test_neighbours_of_clips(tmp_path):
+    "What a system hides is passed over; what else is left out is reported, and stops nothing"
+    write(tmp_path/"one.mp4", greys(9), wave=tone())
+    for name in (*HIDDEN, *ODD):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_bytes(ODD.get(name, b"\0\5\26\7"*9))
+    with pytest.warns(UserWarning, match="left out: ") as caught: ds = load_folder(tmp_path)
+    assert caught[0].filename == __file__ and str(caught[0].message) == ds.info.description
+    assert ds["name"][:] == ["one"]
+    said = ds.info.description.split("left out: ")[1]
+    shown = {name.partition("/")[0] + "/" * ("/" in name) for name in ODD}
+    assert said.startswith("cover.jpg, data.bin, day.mp4/") and said.endswith(" and 1 more")
+    assert set(folders.scan_folder(tmp_path).left_out) == shown
+
+
+@pytest.mark.parametrize("name,suffix", [
+    ("one.flv", ".flv"), ("one.m4v", ".mp4"), ("one.ts", ".ts"), ("one", ".mkv"),
+    ("one.MP4", ".mp4"), ("one.dat", ".mp4"), ("one.m2ts", ".ts"), ("one.avi", ".mp4")])
+def test_the_content_makes_a_clip(tmp_path, name, suffix):
+    (tmp_path/"in").mkdir()
+    write(tmp_path/f"x{suffix}", greys(9), wave=tone(rate=44100), rate=44100)
+    path = (tmp_path/f"x{suffix}").rename(tmp_path/"in"/name)
+    ds = load_folder(tmp_path/"in")
+    assert ds["name"][:] == ["one"] and ds["video"][:] == ds["audio"][:] == [str(path)]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_files_of_one_name(tmp_path):
+    write(tmp_path/"a.mp4", greys(9), wave=tone())
+    for name in ("a.WAV", "a.flac", "b.flac", "c.flac"): sf.write(tmp_path/name, tone(), 16000,
+                                                                  format=name[-4:].strip("."))
+    write(tmp_path/"b.avi", greys(9))
+    scan = folders.scan_folder(tmp_path)
+    found = {clip.name: [path and path.name for path in clip[1:3]] for clip in scan.clips}
+    assert found == dict(a=["a.mp4", "a.WAV"], b=["b.avi", "b.flac"], c=[None, "c.flac"])
+    assert scan.left_out == ["a.flac"] and not scan.problems
+    write(tmp_path/"a.mkv", greys(9))
+    with pytest.raises(ValueError, match="more than one video for clip a"): load_folder(tmp_path)
+    (tmp_path/"gone.mp4").symlink_to(tmp_path/"nowhere.mp4")
+    with pytest.raises(ValueError, match="gone.mp4: a link to a file that is not there"):
+        load_folder(tmp_path)
+
+
+NFD, NFC = "Zoe\u0308", "Zo\u00eb"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("on_disk,in_table", [(NFD, NFC), (NFC, NFD), (NFD, NFD)])
+def test_names_from_a_mac(media, tmp_path, on_disk, in_table):
+    "A Mac writes an accent as a character of its own: the same name, in other bytes"
+    root = mer_folder(tmp_path/"mer", media, "MER2026", human=[on_disk])
+    for file in root.glob("*.csv"): rewrite(file, lambda t: t.replace(on_disk, in_table))
+    ds = load_mer2026(root, "human")
+    assert ds["name"][:] == [NFC] and ds[0]["face"] and ds[0]["video"].endswith(f"{on_disk}.mp4")
+    (tmp_path/"words.csv").write_text(f"name,subtitle\n{in_table}.mp4,Oh\n", encoding="utf-8")
+    own = load_folder(root/"video", tmp_path/"words.csv")
+    assert own["name"][:] == [NFC] and own["subtitle"][:] == ["Oh"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".MP4", ".wav"])
+def test_names_of_files_in_tables(corpus, suffix):
+    for file in ("track2_train_human.csv", "subtitle_chieng.csv"):
+        rewrite(corpus/file, lambda t: t.replace("\nhuman_00000,", f"\n human_00000{suffix} ,"))
+    ds = load_mer2025(corpus, "human")
+    assert ds["name"][:] == ["human_00000", "human_00001"]
+    assert ds["subtitle"][:] == ["words of human_00000", "words of human_00001"]
+    rewrite(corpus/"track2_train_human.csv", lambda t: t + "human_00000,happy\n")
+    with pytest.raises(ValueError, match="csv: more than one row for clip human_00000"):
+        load_mer2025(corpus, "human")
+
+
+def test_other_kinds_of_files_in_a_corpus(corpus):
+    (corpus/"video/human_00000.mp4").rename(corpus/"video/human_00000.MP4")
+    (corpus/"video/human_00001.mp4").rename(corpus/"video/human_00001.m4v")
+    (corpus/"video/human_00001.jpg").write_bytes(b"\xff\xd8\xff")
+    (corpus/"audio/human_00001.wav").unlink()
+    sf.write(corpus/"audio/human_00001.FLAC", tone(.5), 16000, format="FLAC")
+    (corpus/"audio/._human_00001.wav").write_bytes(b"\0\5\26\7")
+    ds = load_mer2025(corpus, "human")
+    assert [Path(x).suffix for x in ds["video"]] == [".MP4", ".m4v"]
+    assert [Path(x).suffix for x in ds["audio"]] == [".wav", ".FLAC"]
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN", "None", "null", "<NA>", "NA", "#N/A"])
+def test_words_that_nobody_said(corpus, tmp_path, cell):
+    rewrite(corpus/"subtitle_chieng.csv", lambda t: t.replace("words of human_00000", cell))
+    with pytest.warns(UserWarning, match="subtitle_chieng.csv: 1 cell like nan taken as empty"):
+        ds = load_mer2025(corpus, "human")
+    assert ds["subtitle"][:] == ["", "words of human_00001"]
+    rewrite(corpus/"subtitle_chieng.csv", lambda t: t.replace(cell, "Nan is null."))
+    assert load_mer2025(corpus, "human")["subtitle"][0] == "Nan is null."
