@@ -171,7 +171,9 @@ def _column(x, path):
     if not isinstance(x, np.ndarray | list | tuple):
         raise ValueError(f"{path}: {shorten(x)} is not a column of names or answers")
     cells = x.tolist() if isinstance(x, np.ndarray) else x
-    return [v.decode() if isinstance(v, bytes) else v for v in cells]
+    try: return [v.decode() if isinstance(v, bytes) else v for v in cells]
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: {shorten(e.object)} is not in UTF-8") from None
 
 # %% ../nbs/machinery/unibench.ipynb #2e597219
 def read_answers(
@@ -184,6 +186,8 @@ def read_answers(
     names, items = _column(held["filenames"], path), _column(held["fileitems"], path)
     if len(names) != len(items):
         raise ValueError(f"{path}: {len(names)} filenames but {len(items)} fileitems")
+    if other := [n for n in names if not isinstance(n, str)]:
+        raise ValueError(f"{path}: a name must be text, not {shorten(other[0])}")
     if twice := [n for n, k in Counter(names).items() if k > 1]:
         raise ValueError(f"{path}: more than one answer for clip {list_some(twice)}")
     return dict(zip(names, items))

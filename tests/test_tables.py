@@ -1,18 +1,23 @@
-"Npz files: what is read is what numpy reads, and nothing that is hidden in them is run"
+"Npz files run nothing that is hidden in them; csv, Excel and json keep names as text"
+import datetime
 import io
+import json
 import os
 import tempfile
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affectgpt_r1 import tables
-from affectgpt_r1.tables import read_npz
+from affectgpt_r1.tables import read_column, read_csv, read_npz
+from affectgpt_r1.text_files import read_json, read_jsonl
 
 
 class Call:
@@ -146,3 +151,149 @@ def test_files_that_would_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "_MAX_BYTES", 10**6)
     with pytest.raises(ValueError, match="bomb.npz: .*would unpack to 8,000,128 bytes"):
         read_npz(tmp_path/"bomb.npz")
+
+
+L, BOTH = "name,openset\n", {"a1": "[sad, tired]", "a2": "[happy]"}
+
+
+@pytest.mark.parametrize("text", [
+    L + 'a1,"[sad, tired]"\na2,[happy]\n', "\ufeff" + L + 'a1,"[sad, tired]"\r\na2,[happy]\r\n',
+    L + 'a1,"[sad, tired]",\na2,[happy],\n', L + 'a1,"[sad, tired]",,\n\na2,[happy]\n,\n  ,,\n\n',
+    "name,openset,\n" + 'a1,"[sad, tired]",\na2,[happy],\n', L + 'a1,"[sad, tired]"\ra2,[happy]\r',
+    'Name , OPENSET\n a1 ,"[sad, tired]"\na2\u200b,[happy]\n',
+    'name, openset\na1, "[sad, tired]"\na2, "[happy]"\n', '"name","openset"\n"a1","[sad, tired]"\n'
+    '"a2","[happy]"\n', "name;openset\na1;[sad, tired]\na2;[happy]\n",
+    "sep=;\r\nname;openset\r\na1;[sad, tired]\r\na2;[happy]\r\n",
+    "name\topenset\na1\t[sad, tired]\na2\t[happy]\n",
+    ',name,openset\n0,a1,"[sad, tired]"\n1,a2,[happy]\n',
+    'n,openset,name\n7,"[sad, tired]",a1\n8,[happy],a2\n'])
+def test_habits_of_csv(tmp_path, text):
+    "One table, as people and programs write it"
+    (tmp_path/"x.csv").write_text(text, encoding="utf-8", newline="")
+    assert read_csv(tmp_path/"x.csv", ["openset"])["openset"].to_dict() == BOTH
+
+
+@pytest.mark.parametrize("text,message", [
+    (L + "a1,Oh, no\na2,[happy]\n", r"more cells than the header in row 1 \('a1'\): put quotes"),
+    ("name,openset,\na1,Oh, no,\n", r"more cells than the header in row 1 \('a1'\)"),
+    (L + "a2,[happy]\na1\n", r"too few cells in row 2 \('a1'\)"),
+    (L + "a1,[sad]\nand left\n", r"too few cells in row 2 \('and left'\)"),
+    ("name,openset,openset\na1,[sad],[happy]\n", "has more than one column openset"),
+    ("a1,[sad]\na2,[happy]\n", r"has no column name, openset; its columns are a1, \[sad\]"),
+    (L + 'a1,"[sad]\na2,[happy]\n', "in line 2, a quote is opened and never closed"),
+    (L + 'a1,"He said "no""\n', "in line 2, '[,]' expected after"),
+    (L + "a1,[sad]\n a1 ,[happy]\n", "more than one row for clip a1"),
+    (L + "e\u0301,[sad]\n\u00e9,[happy]\n", "more than one row for clip \u00e9"),
+    (L + ",[sad]\n", "no name in row 1"), (" \n\n", "it is empty"), (L + " , \n", "and no rows")])
+def test_what_is_no_table(tmp_path, text, message):
+    (tmp_path/"x.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="x.csv: .*" + message):
+        read_csv(tmp_path/"x.csv", ["openset"])
+
+
+@pytest.mark.parametrize("encoding,said", [
+    ("gbk", "哎呀 in GBK"), ("big5", "哎呀 in Big5"), ("shift_jis", "悲しい in Shift-JIS"),
+    ("cp1252", "é in Windows-1252"), ("utf-16", "UTF-16"), ("utf-16-le", "UTF-16"),
+    ("utf-32", "UTF-16")])
+def test_encodings_are_named(tmp_path, encoding, said):
+    word = {"cp1252": "é", "shift_jis": "悲しい"}.get(encoding, "哎呀")
+    (tmp_path/"x.csv").write_bytes(f"{L}a1,{word}\n".encode(encoding))
+    with pytest.raises(ValueError, match=f"x.csv: is not a csv file in UTF-8 .*{said}"):
+        read_csv(tmp_path/"x.csv", ["openset"])
+
+
+@pytest.mark.parametrize("data,said", [
+    (b"PK\3\4...", "Excel"), (b"\xd0\xcf\x11\xe0...", "old Excel"), (b"\x1f\x8b...", "gzip"),
+    (b"<!DOCTYPE html>", "web page"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs")])
+def test_other_files_are_named(tmp_path, data, said):
+    (tmp_path/"x.csv").write_bytes(data)
+    with pytest.raises(ValueError, match=f"x.csv: is not a csv file in UTF-8 .*{said}"):
+        read_csv(tmp_path/"x.csv", [])
+
+
+NAMES = ["0001", "01", "1", "1819", "18_19", "007", "1e5", "NA", "nan", "null", "None", "True",
+         "2026-01-02", "1.0", "-", "=1"]
+
+
+def written(folder, kind):
+    "A file of each kind that has its own name as the reply of each clip"
+    path = folder/f"x.{kind}"
+    rows = [dict(name=n, reply=n) for n in NAMES]
+    if kind == "csv": pd.DataFrame(rows).to_csv(path, index=False)
+    if kind == "tsv": pd.DataFrame(rows).to_csv(path, index=False, sep="\t")
+    if kind == "json": path.write_text(json.dumps(rows))
+    if kind == "json object": path.write_text(json.dumps({n: n for n in NAMES}))
+    if kind == "jsonl": path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    if kind == "xlsx":
+        book = pytest.importorskip("openpyxl").Workbook()
+        for row in [("name", "reply"), *((n, n) for n in NAMES)]:
+            book.active.append(row)
+            for cell in book.active[book.active.max_row]: cell.data_type = "s"
+        book.save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "json object", "jsonl", "xlsx"])
+def test_names_stay_text(tmp_path, kind):
+    got = read_column(written(tmp_path, kind), "reply")
+    assert got == {n: n for n in NAMES} and all(type(x) is str for x in got)
+
+
+def test_names_in_excel(tmp_path):
+    "What a cell shows, or an error: a number with zeros in front is shown, and not held"
+    openpyxl = pytest.importorskip("openpyxl")
+    book, path = openpyxl.Workbook(), tmp_path/"x.xlsx"
+    for row in [("name", "reply"), (12, "a"), ("0012", "b"), (1.0, "c"), (2.5, "d")]:
+        book.active.append(row)
+    hidden = book.create_sheet("old")
+    hidden.append(("name", "reply"))
+    hidden.append(("x", "y"))
+    book.save(path)
+    with pytest.raises(ValueError, match="x.xlsx has the columns in the sheets Sheet, old: hide"):
+        read_column(path, "reply")
+    hidden.sheet_state = "hidden"
+    book.save(path)
+    assert read_column(path, "reply") == {"12": "a", "0012": "b", "1": "c", "2.5": "d"}
+    for value, form in ((12, "0000"), (datetime.date(2026, 1, 2), "yyyy-mm-dd"), (True, "General")):
+        book.active["A2"].value, book.active["A2"].number_format = value, form
+        book.save(path)
+        with pytest.raises(ValueError, match="x.xlsx: cell A2 is no text .* as text"):
+            read_column(path, "reply")
+
+
+def test_a_clip_twice_in_any_file(tmp_path):
+    twice = {"x.jsonl": '{"name": "a", "x": 1}\n{"name": "a", "x": 2}\n',
+             "x.json": '{"a": 1, "a": 2}', "x.csv": "name,x\na,1\na ,2\n", "y.json": '{"a": 1, " a": 2}'}
+    for file, text in twice.items():
+        (tmp_path/file).write_text(text)
+        message = f"{file}: .*(more than one row for clip a|comes twice)"
+        with pytest.raises(ValueError, match=message):
+            read_column(tmp_path/file, "x")
+
+
+def test_a_torn_line_at_every_byte(tmp_path):
+    "Whole lines are kept, half a line is dropped and reported, whatever it ends in"
+    records = [{"name": "18_19", "reply": "哎呀, \"sad\"\u2028"},
+               {"name": "1819", "reply": "é\r\n"}]
+    lines = [json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in records]
+    whole, path = b"".join(lines), tmp_path/"x.jsonl"
+    for end in range(len(whole) + 1):
+        path.write_bytes(whole[:end])
+        done = [len(whole), len(whole) - 1, len(lines[0]), len(lines[0]) - 1]   # each line is whole
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            got = read_jsonl(path)
+        assert got == records[:2 if end in done[:2] else 1 if end >= done[3] else 0]
+        assert len(caught) == (end not in (0, *done))
+        assert all("x.jsonl: the last line is cut" in str(w.message) for w in caught)
+
+
+def test_json_that_is_none_names_its_line(tmp_path):
+    for file, text, message in [
+            ("x.json", '{\n "a": 1,\n b}', "x.json: is no json: .* in line 3, column 2"),
+            ("x.jsonl", '{"a": 1}\n{"a": 1\n{"a": 1}\n', "x.jsonl, line 2: is no json"),
+            ("y.jsonl", '{"a": 1}\n[1]\n', "y.jsonl: no json object in line 2"),
+            ("x.json", "[" * 10**5, "x.json")]:
+        (tmp_path/file).write_text(text)
+        read = read_jsonl if file.endswith("l") else read_json
+        with pytest.raises(ValueError, match=message): read(tmp_path/file)
