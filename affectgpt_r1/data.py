@@ -16,8 +16,8 @@ import datasets
 
 from .containers import VIDEO_FILES, media_streams
 from .labels import NOTHING, parse_openset
-from .media import read_subtitle
 from .messages import list_some
+from .subtitles import SUBTITLE_FILES, read_subtitle
 from .tables import read_csv, read_npz
 from .unibench import UNIBENCH, read_gold
 
@@ -292,7 +292,7 @@ def load_unibench(
 # %% ../nbs/05_data.ipynb #d071
 def _own_words(video):
     "The words in the subtitle file next to a video, or an empty text"
-    files = [video.with_suffix(suffix) for suffix in (".srt", ".vtt")]
+    files = [video.with_suffix(suffix) for suffix in SUBTITLE_FILES]
     return next((read_subtitle(file) for file in files if file.is_file()), "")
 
 def _own_clip(video, words):

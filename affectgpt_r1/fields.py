@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ordinary_words', 'emotion_words', 'mark_reasons', 'read_fields']
 
-# %% ../nbs/machinery/fields.ipynb #1520f923
+# %% ../nbs/machinery/fields.ipynb #8b1c180c
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -13,7 +13,7 @@ from functools import lru_cache
 from .markup import NO_SCORE, SCORE
 from .tables import split_words, word_lines
 
-# %% ../nbs/machinery/fields.ipynb #c64b93d2
+# %% ../nbs/machinery/fields.ipynb #847d8060
 @lru_cache(maxsize=1)
 def ordinary_words() -> frozenset[str]:
     "The everyday words of `word_lists/ordinary.txt`"
@@ -28,7 +28,7 @@ def emotion_words() -> frozenset[str]:
     words = {word for line in lines for word in split_words(re.sub(r"[\[\]:]", ",", line))}
     return frozenset(words - ordinary_words())
 
-# %% ../nbs/machinery/fields.ipynb #de950e8a
+# %% ../nbs/machinery/fields.ipynb #43c0872f
 _FIELDS = frozenset("""affect affects answer answers attitude audio category categories character
     class classes conclusion dominant emotion emotions expression expressions face facial feeling
     feelings final following include includes including is are keyword keywords label labels list
@@ -44,7 +44,7 @@ _ASIDES = frozenset("""analysis analyses because clue clues context cue cues des
     理由 原因 解释 分析 说明 依据 描述 线索 推理 置信度 概率 强度 得分 分数""".split())
 _MEASURES = frozenset("arousal certainty confidence dominance intensity valence".split())
 
-# %% ../nbs/machinery/fields.ipynb #bf3a9d60
+# %% ../nbs/machinery/fields.ipynb #6283a2c7
 _KEY = re.compile(r"(?:^|(?<=[\n,;|{}\[\](:])|(?<=[.!?]\s))"
                   r"((?:[^:,;|\n{}\[\]().!?]|[.!?](?!\s)|(?<=\d)\.){0,60}"
                   r"(?:\([^():\n]{0,40}\)[\s*_\"',]{0,9})?):")
@@ -54,7 +54,7 @@ _SENTENCE = re.compile(rf"\W*(?:{_BEGINS}|(?:both|an?|in|from)\s|(?:\w[\w'-]*[ ]
                        r"|[他她它我你这那]|人物|男|女|因为|由于)")
 _REASON = re.compile(rf"(?:\s(?:-+>?|=+>)|\s?\()\s*(?={_BEGINS}\s)", re.IGNORECASE)
 
-# %% ../nbs/machinery/fields.ipynb #e583330d
+# %% ../nbs/machinery/fields.ipynb #7d885707
 def _last_word(key):
     "The last word of a field's name, without numbers and brackets"
     words = re.findall(r"[^\W\d_]+", re.sub(r"\((?:s|es|ies)\)", r"s", key))
@@ -73,7 +73,7 @@ def _is_sentence(value, labels):
     return bool(_SENTENCE.match(first)) and bool(labels) and labels[0] == " ".join(
         re.split(r"[,.;!?]", first)[0].split()).strip(" .\"'")
 
-# %% ../nbs/machinery/fields.ipynb #b98eeb8f
+# %% ../nbs/machinery/fields.ipynb #a34833fb
 def _judge(key, value, read_parts):
     "Labels in the words before a colon, and which words behind it may be labels (None: unknown)"
     if _names(key, _FIELDS): return [], "all"
@@ -87,7 +87,7 @@ def _judge(key, value, read_parts):
     if len(key.split()) < 4 and _is_sentence(value, read_parts(value)): return words[-1:], "none"
     return [], None
 
-# %% ../nbs/machinery/fields.ipynb #68499929
+# %% ../nbs/machinery/fields.ipynb #b64772a3
 def _take(value, rule, read_parts):
     "The labels behind a colon"
     if rule == "all": return read_parts(value)
@@ -97,14 +97,14 @@ def _take(value, rule, read_parts):
     labels = [x for x in read_parts(reason) if x in emotion_words()] if is_list else []
     return labels + (read_parts(rest[0]) if rest else [])
 
-# %% ../nbs/machinery/fields.ipynb #35bbab3a
+# %% ../nbs/machinery/fields.ipynb #266a3995
 def mark_reasons(
     text: str,   # From `plain_text`
 ) -> str:
     "`text` with a colon before a sentence in brackets or behind a dash: *Happy (she smiles)*"
     return _REASON.sub(": ", text) if "-" in text or "(" in text or "=" in text else text
 
-# %% ../nbs/machinery/fields.ipynb #9e058d42
+# %% ../nbs/machinery/fields.ipynb #675b655b
 def read_fields(
     text: str,             # In small letters, from `mark_scores`
     read_parts: Callable,  # The labels of a text without colons

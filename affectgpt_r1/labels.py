@@ -114,7 +114,7 @@ def _read_text(text):
     labels = read_fields(text, _read_parts) if ":" in text else _read_parts(text)
     return [] if len(labels) == 1 and labels[0] in _NO_LABEL else labels
 
-# %% ../nbs/01_labels.ipynb #f0ade9d3
+# %% ../nbs/01_labels.ipynb #a78b0f58
 def _written_labels(x):
     "Each label as often as it is written"
     if isinstance(x, np.ndarray): x = x.tolist()
