@@ -16,8 +16,8 @@ import datasets
 from .containers import VIDEO_FILES
 from .folders import SOUND_FILES, clip_name, find_faces, find_media, scan_folder
 from .labels import NOTHING, parse_openset
-from .media import read_subtitle
 from .messages import list_some
+from .subtitles import read_subtitle
 from .tables import read_csv, read_npz
 from .unibench import UNIBENCH, read_gold
 

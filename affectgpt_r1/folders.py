@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .containers import VIDEO_FILES, media_streams
+from .subtitles import SUBTITLE_FILES
 from .text_files import clean_name
 
 # %% ../nbs/machinery/folders.ipynb #074f63b5
@@ -78,8 +79,7 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", 
 _DOCUMENTS = (
     ".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".npy", ".npz", ".xlsx", ".xls", ".yaml",
     ".yml", ".toml", ".xml", ".html", ".pdf", ".doc", ".docx", ".log", ".py", ".ipynb")
-_WORDS = (".srt", ".vtt")
-_NO_CLIPS = (*_UNFINISHED, *_PICTURES, *_DOCUMENTS, *_WORDS)
+_NO_CLIPS = (*_UNFINISHED, *_PICTURES, *_DOCUMENTS, *SUBTITLE_FILES)
 
 def _is_hidden(name):
     "Is this a file or a folder that a system made for itself?"
@@ -109,7 +109,7 @@ class ClipFiles(NamedTuple):
     name: str           # Of the clip
     video: Path | None  # With its pictures
     audio: Path | None  # With its sound; the video, if that has it inside
-    words: Path | None  # Subtitles, .srt or .vtt
+    words: Path | None  # Subtitles, of one of `SUBTITLE_FILES`
 
 
 @dataclass
@@ -161,7 +161,7 @@ def scan_folder(
     scan, streams, words = FolderScan(), {}, {}
     for path in _entries(scan, root):
         name = clean_name(path.stem)
-        if path.suffix.lower() in _WORDS: words.setdefault(name, []).append(path)
+        if path.suffix.lower() in SUBTITLE_FILES: words.setdefault(name, []).append(path)
         elif found := _note_streams(scan, path): streams.setdefault(name, {})[path] = found
     scan.clips = [_clip(scan, name, found, words.pop(name, [])) for name, found in streams.items()]
     scan.left_out += [path.name for paths in words.values() for path in paths]   # of no clip

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from .fields import mark_reasons, read_fields
+from .markup import mark_scores, normal_letters, plain_text
 from .messages import shorten
 
 # %% ../nbs/01_labels.ipynb #c006
@@ -54,61 +56,73 @@ def _parse_strict(x):
     return [label for part in parts if (label := part.strip())]
 
 # %% ../nbs/01_labels.ipynb #c010
-_QUOTES = str.maketrans(dict.fromkeys("’‘", "'") | dict.fromkeys("“”「」《》`", '"')
-                        | {"\u00a0": " "})
 _SEPARATORS = re.compile(
-    r"""[\[\]{}()<>"*#|/\\,;&+~•·●▪◦‣–—，、；：。！？（）【】…\n\r\t]+  # never part of a label
+    r"""[\[\]{}()<>"*#|/\\,;:&+~=%$^@!?\x00-\x1f\x7f]+   # never part of a label
     |(?<!\w)'|'(?!\w)                 # quotes, but not the apostrophe inside a word
-    |(?<![.!?])[.!?]+(?=\s|,|$)        # the end of a sentence
-    |(?:^|(?<=\s))(?:\d+\s*[.):]|-)(?=\s) # numbering and bullets
+    |(?<![.])[.]+(?=\s|,|$)            # the end of a sentence
+    |(?:^|(?<=\s))(?:\d+\s*[.)]|-+)(?=\s|$) # numbering and bullets
     |[ ](?:and|or|but|as\ well\ as|along\ with)(?=[ ])
     """, re.VERBOSE)
-_TAG = re.compile(r"</?\w+>|```\w*")   # tags, and the fence of a code block
-_KEY = re.compile(r"(?:^|(?<=[\n,{\[]))[^:,\n]{0,60}:(?!\w)", re.MULTILINE)   # "Emotions:"
+_CHINESE_AND = re.compile(
+    r"(?<=[\u4e00-\u9fff]{2})(?:以及|并且|而且|或者|还有|同时|"
+    r"(?<![温缓随柔祥谦暖附])(?<!(?<!不)平)和(?![蔼谐睦煦])|(?<!参)与(?![众世]))"
+    r"(?=[\u4e00-\u9fff]{2})")
 _NO_LABEL = {"None", "NaN", "Null", "NULL", "N/A", "n/a", "No emotion", "no emotion",
              "No emotions", "no emotions", "无"}   # but not `none`: a clean list must come back
 
 # %% ../nbs/01_labels.ipynb #8f1c2c78
 _WHO = r"(?:(?:the|this|that|main|our)\s+)*(?:\w+'s?|his|her|their|my|your|its)?\s*(?:\w+\s+)?"
+_SEEMS = (r"(?:is|are|am|was|were|feels?|seems?|looks?|appears?|sounds?"
+          r"|(?:might|may|must|could)\ (?:be|feel))")
+_MAYBE = (r"(?:most likely|likely|probably|possibly|perhaps|maybe|presumably|apparently|seemingly|"
+          r"clearly|obviously)")
 _TEMPLATE = re.compile(
     rf"""^(?:
       {_WHO}(?:emotions?|emotional\ states?|feelings?|moods?|states?|labels?|answers?)\s+
        (?:is|are|was|were|includes?|seems?(?:\ to\ be)?|appears?\ to\ be
        |can\ be\ described\ as|could\ be)
-     |{_WHO}(?:character|person|man|woman|boy|girl|speaker|individual|subject|protagonist)\s+
-       (?:is|was|feels?|seems?|looks?|appears?|sounds?)
-     |(?:he|she|they|i)\s+(?:is|are|am|was|were|feels?|seems?|looks?|appears?|sounds?)
-     |i'm|it\ is|there\ is|it\ seems
+     |{_WHO}(?:character|person|man|woman|boy|girl|speaker|individual|subject|protagonist)
+       \s+{_SEEMS}
+     |(?:he|she|they|i)\s+{_SEEMS}
+     |i'm|(?:he|she)'s|they're|it\ is|there\ is|it\ seems
     )\s+(?:to\ be\s+|being\s+|feeling\s+)*""", re.VERBOSE)
-_LEAD = re.compile(r"^(?:and|or|but|also|then|both|perhaps|possibly|feeling|feelings of|"
-                   r"a (?:sense|feeling|hint|mix|mixture|combination) of)\s+")
+_LEAD = re.compile(rf"^(?:and|or|but|also|then|both|{_MAYBE}|feeling|feelings of|"
+                   r"a (?:sense|feeling|hint|mix|mixture|combination) of|\d+)\s+")
+_TAIL = re.compile(r"\s+(?:because|due to|owing to)\b.*|\s+(?:and|or)$")
 
 # %% ../nbs/01_labels.ipynb #c011
 def _clean_label(part):
     "A part of an answer without template, leading word, numbering and stray punctuation"
-    label = re.sub(r"\s+", " ", part).strip(" .:;!?-_'=")
-    label = _TEMPLATE.sub("", label)
-    while (shorter := _LEAD.sub("", label)) != label:
+    label = " ".join(part.split()).strip(" .-_'")
+    while (shorter := _LEAD.sub("", _TEMPLATE.sub("", label))) != label:
         label = shorter
-    return re.sub(" (?:and|or)$", "", label).strip(" .:-_'")
+    return _TAIL.sub("", label).strip(" .-_'")
 
 # %% ../nbs/01_labels.ipynb #72e12dc8
-def _split_text(text):
-    "The parts of `text` that may be labels"
-    text = _TAG.sub(",", text).translate(_QUOTES)
-    if text.strip(" .,[]'\"\n") in _NO_LABEL: return []
-    text = _KEY.sub(",", text.lower().replace('"', " "))
-    return [_clean_label(part) for part in _SEPARATORS.split(text)]
+def _read_parts(text):
+    "The labels of a text in which no colon has a meaning"
+    if not text.isascii(): text = _CHINESE_AND.sub(",", text)
+    cleaned = map(_clean_label, _SEPARATORS.split(text.replace('"', " ")))
+    return [label for label in cleaned if any(map(str.isalpha, label))]
 
+def _read_text(text):
+    "The labels of a text, each as often as it is written"
+    if text.strip(" .,[]'\"\n") in _NO_LABEL: return []
+    text = mark_reasons(mark_scores(plain_text(text)))
+    text = re.sub(r'"\s*"', ",", text) if '"' in text else text
+    text = normal_letters(text)
+    labels = read_fields(text, _read_parts) if ":" in text else _read_parts(text)
+    return [] if len(labels) == 1 and labels[0] in _NO_LABEL else labels
+
+# %% ../nbs/01_labels.ipynb #a78b0f58
 def _written_labels(x):
     "Each label as often as it is written"
     if isinstance(x, np.ndarray): x = x.tolist()
     if _is_missing(x) or type(x).__name__ == "NAType": return []   # pandas' NA too
     if isinstance(x, (list, tuple, set, frozenset)):
-        labels = [label.lower().strip() for label in check_strings(list(x))]
-    elif isinstance(x, str): labels = _split_text(x)
-    else: _refuse(x)
-    return [label for label in labels if any(map(str.isalpha, label))]
+        labels = [normal_letters(label).strip() for label in check_strings(list(x))]
+        return [label for label in labels if any(map(str.isalpha, label))]
+    return _read_text(x) if isinstance(x, str) else _refuse(x)
 
 def _each_once(labels):
     "The labels in the order of their first mention"

@@ -4,18 +4,16 @@
 
 # %% auto #0
 __all__ = ['frame_indices', 'time_indices', 'segment_starts', 'read_video', 'write_video', 'read_faces', 'cut_segments',
-           'read_audio', 'read_subtitle', 'Clip', 'is_missing', 'read_clip']
+           'read_audio', 'Clip', 'is_missing', 'read_clip']
 
 # %% ../nbs/04_media.ipynb #c003
-import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
-import pysubs2
 
 from .containers import check_file
 from .faces import crop_faces, face_boxes, open_faces
@@ -128,41 +126,6 @@ def read_audio(
     num_samples = round(seconds*rate)
     def begins(length): return _segment_begins(length, num_segments, num_samples)
     return read_spans(path, begins, num_samples, rate)
-
-# %% ../nbs/04_media.ipynb #61fd1ca8
-_TIMES = re.compile(r"^\s*\d[\d:.,]*\s*-->.*$", re.MULTILINE)   # the line above the words
-
-def _plain_cues(text):
-    "A vtt file without its head, notes, styles, names of cues and times inside a line"
-    text = re.sub(r"<[\d:.]+>", "", text)
-    blocks = re.split(r"\n\s*\n", text)
-    return "\n\n".join(block[times.start():] for block in blocks if (times := _TIMES.search(block)))
-
-def _spoken(path, text):
-    "The lines of a subtitle file, in order, without markup"
-    is_vtt = path.suffix.lower() == ".vtt" or text.lstrip().startswith("WEBVTT")
-    if is_vtt: text = _plain_cues(text)
-    # pysubs2 drops a number at the end of a cue, as the number of the next one: give it one to drop
-    cues = pysubs2.SSAFile.from_string(f"{text}\n\n0\n", "vtt" if is_vtt else "srt")
-    if unread := len(_TIMES.findall(text)) - len(cues):
-        raise ValueError(f"{path}: {unread} of its times cannot be read; "
-                         "write them as 00:00:01,000 --> 00:00:02,500")
-    for cue in cues:
-        words = re.sub(r"{\\[^}]*}", "", cue.text)   # {\an8}, {\i1}; but {laughs} is a clue
-        yield from words.replace(r"\N", "\n").splitlines()
-
-# %% ../nbs/04_media.ipynb #t061
-def read_subtitle(
-    path: str | Path,  # An .srt or .vtt file
-) -> str:
-    "All that is said in a subtitle file, on one line"
-    path = check_file(path)
-    try: text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: is not UTF-8 text ({e.reason} at byte {e.start}); "
-                         "save it as UTF-8") from e
-    lines = [line.strip() for line in _spoken(path, text) if line.strip()]
-    return " ".join(line for i, line in enumerate(lines) if i == 0 or line != lines[i-1])
 
 # %% ../nbs/04_media.ipynb #t071
 @dataclass

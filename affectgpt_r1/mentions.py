@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from .tables import split_words, word_lines
+from .fields import ordinary_words
+from .markup import normal_letters
 from .wheels import EmotionWheels
 
 # %% ../nbs/machinery/mentions.ipynb #7befb9f8
@@ -18,7 +19,7 @@ _TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|[.,;:!?()…–—\n]|(?<=\s)-(?=
 
 def _tokens(text: str) -> list[str]:
     "Words and the punctuation between them; hyphens and the possessive 's are dropped"
-    return _TOKEN.findall(re.sub(r"'s\b", "", text.lower().replace("’", "'")))
+    return _TOKEN.findall(re.sub(r"'s\b", "", normal_letters(text).replace("’", "'")))
 
 # %% ../nbs/machinery/mentions.ipynb #5e8ff10f
 @lru_cache(maxsize=8)
@@ -45,14 +46,9 @@ def _mentions(words: list[str], starts: dict) -> Iterator[tuple[int, int, str]]:
 _FEEL = {"feel", "feels", "felt", "feeling"}
 _DEGREE = {"very", "so", "too", "quite", "rather", "really", "pretty", "more"}
 
-@lru_cache(maxsize=1)
-def _ordinary_words() -> set[str]:
-    "The everyday words of `word_lists/ordinary.txt`"
-    return {word for line in word_lines("ordinary.txt") for word in split_words(line)}
-
 def _is_feeling(form: str, words: list[str], start: int) -> bool:
     "Does `form`, which starts at `start`, name a feeling there?"
-    if form not in _ordinary_words(): return True
+    if form not in ordinary_words(): return True
     while start and words[start-1] in _DEGREE: start -= 1
     return start > 0 and words[start-1] in _FEEL and form not in ("like", "kind", "still")
 

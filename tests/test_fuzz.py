@@ -21,8 +21,9 @@ from affectgpt_r1 import videos
 from affectgpt_r1.containers import check_file, media_streams
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.labels import parse_labels, parse_response
-from affectgpt_r1.media import read_faces, read_subtitle, read_video, read_waveform
+from affectgpt_r1.media import read_faces, read_video, read_waveform
 from affectgpt_r1.metrics import ew_rewards, ew_score
+from affectgpt_r1.subtitles import read_subtitle
 from affectgpt_r1.tables import read_csv, read_npz, read_sheet
 from affectgpt_r1.unibench import read_answers, read_gold
 from affectgpt_r1.wheel_files import read_format_csv, read_wheel_sheet

@@ -1,5 +1,6 @@
 "Parsing: what must never happen, on any text"
 import time
+from unicodedata import category
 
 import numpy as np
 import pandas as pd
@@ -7,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from affectgpt_r1.fields import emotion_words, ordinary_words
 from affectgpt_r1.labels import MODES, make_target, parse_labels, parse_response
+from affectgpt_r1.markup import normal_letters, plain_text
+from affectgpt_r1.wheels import load_wheels
 
 SPECIAL_WORDS = ["none", "and", "the", "fed up", "self-conscious", "don't care"]
 FRAGMENTS = ["<think>", "</think>", "<answer>", "</answer>", "happy", " ", "sad, ", "\n", "[", "]",
@@ -17,8 +21,10 @@ word = (st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=12)
 clean = st.lists(word, unique=True, max_size=8)
 anything = (st.text(max_size=80) | st.text(st.characters(), max_size=40)
             | st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join))
-any_script = st.lists(st.text(st.characters(categories=["Ll", "Lo"]), min_size=1, max_size=8),
-                      unique=True, max_size=6).filter(lambda words: words != ["无"])   # 无: none
+letters = st.text(st.characters(categories=["Ll", "Lo"]), min_size=1, max_size=8).filter(
+    lambda word: all(category(c)[0] in "LM" for c in normal_letters(word)))   # not ŀ: l and a dot
+any_script = st.lists(letters, unique_by=normal_letters, max_size=6).filter(
+    lambda words: words != ["无"])   # 无: none
 
 
 @settings(max_examples=400)
@@ -36,7 +42,10 @@ def test_any_text_is_read(text):
 
 @given(any_script)
 def test_a_clean_list_comes_back_in_any_script(words):
-    assert parse_labels(", ".join(words)) == words == parse_labels("、".join(words))
+    "In the normal form of Unicode, which is the form of all but a few letters"
+    normal = [normal_letters(word) for word in words]
+    assert parse_labels(", ".join(words)) == normal == parse_labels("、".join(words))
+    assert parse_labels(words) == normal
 
 
 LONG = [".", "!", " ", "'", "\n", "then ", "the ", "a sense of ", "- ", "1. ", "a's ", "a:", "[",
@@ -134,3 +143,188 @@ def test_missing_values():
         parse_labels(pd.NA, strict=True)
     assert parse_labels(np.array(["happy"]), strict=True) == ["happy"]
     assert parse_labels(np.array("[happy]"), strict=True) == ["happy"]
+
+
+@pytest.mark.parametrize("text,labels", [
+    ("Happy: 80%, Sad: 20%", ["happy", "sad"]),
+    ("- **Happy**: she smiles.\n- **Surprised**: raised brows.", ["happy", "surprised"]),
+    ("Happy: the man smiles", ["happy"]),
+    ("1. Happy: he is smiling\n2. Sad: tears", ["happy", "sad", "tears"]),
+    ("Anger: high, Sadness: low", ["anger", "sadness"]),
+    ("Primary emotion: Happy. Secondary: Sad", ["happy", "sad"]),
+    ("Emotion: Happy (confidence: 0.9)", ["happy"]),
+    ("Happy: 8/10", ["happy"]),
+    ("happy: yes, sad: no", ["happy"]),
+    ('{"happy": 0.8, "sad": 0.2}', ["happy", "sad"]),
+    ('{"happy": true, "sad": false}', ["happy"]),
+    ('[{"emotion": "happy", "score": 0.9, "reason": "she'
+     ' smiles, and laughs"}, {"emotion": "sad"}]',
+     ["happy", "sad"]),
+    ("```json\n{\n  \"emotions\": [\"happy\", \"let down\"],\n  \"explanation\":"
+     " \"The man frowns: he is angry\"\n}\n```",
+     ["happy", "let down"]),
+    ("Monica: happy", ["happy"]),
+    ("Person 1: happy, Person 2: sad", ["happy", "sad"]),
+    ("happy :)", ["happy"]),
+    ("Option A: happy", ["happy"]),
+    ("情绪：开心", ["开心"]),
+    ("开心：80%，难过：20%", ["开心", "难过"]),
+    ("开心：她笑了", ["开心"]),
+    ("happy: 80% and sad: 20%", ["happy", "sad"]),
+    ('{"emotions": ["happy"]}', ["happy"]),
+    ("Answer: happy, sad", ["happy", "sad"]),
+    ("Answer: **happy**", ["happy"]),
+    ("Final answer: happy", ["happy"]),
+    ("The answer is: happy", ["happy"]),
+    ("Emotion(s): happy", ["happy"]),
+    ("Emotions and feelings: happy", ["happy"]),
+    ("Happy:\nShe smiles at him.\n\nSad:\nHe cries.", ["happy", "sad"]),
+    ("Positive: happy, joyful\nNegative: sad", ["positive", "happy", "joyful", "negative", "sad"]),
+    ("Emotion: sad\nReason: he cries, alone", ["sad"]),
+    ("Reason: he cries.\nEmotion: sad", ["sad"]),
+    ("Confidence: 0.9\nEmotion: sad", ["sad"]),
+    ("Facial expression: smiling. Emotion: happy", ["smiling", "happy"]),
+    ("[happy](http://x.y)", ["happy"]),
+    ("emotions:\n  - happy\n  - sad", ["happy", "sad"]),
+    ("happy, sad: ", ["happy", "sad"]),
+    ("Happy: 0%, Sad: 100%", ["sad"]),
+    ("happy:0.8", ["happy"]),
+    ("happy:80%", ["happy"]),
+    ("Happy: smiling broadly; Sad: crying", ["happy", "sad", "crying"]),
+    ("Joy: 0.85\nTrust: 0.15", ["joy", "trust"]),
+    ("Emotion: happy; Intensity: high", ["happy"]),
+    ("The emotion is: happy.", ["happy"]),
+    ("Surprise: The woman's eyes widen, and her mouth opens.\nJoy: She laughs.",
+     ["surprise", "joy"]),
+])
+def test_a_word_before_a_colon(text, labels):
+    "It is a label where the wheels know it, or where a score or a reason follows"
+    assert parse_labels(text) == labels
+
+
+@pytest.mark.parametrize("text,labels", [
+    (r"\boxed{happy}", ["happy"]),
+    ("😊 Happy, 😢 Sad", ["happy", "sad"]),
+    ("ｈａｐｐｙ，ｓａｄ", ["happy", "sad"]),
+    ("„happy“, «sad»", ["happy", "sad"]),
+    ("happy<|im_end|>", ["happy"]),
+    ("happy</s>", ["happy"]),
+    ("(A) happy", ["happy"]),
+    ("开心和惊讶", ["开心", "惊讶"]),
+    ("happy=0.8", ["happy"]),
+    ("They are likely feeling anxious", ["anxious"]),
+    ("Joy (80%), Sadness (20%)", ["joy", "sadness"]),
+    ("Happy - 80%", ["happy"]),
+    ("**Happy** – she smiles", ["happy"]),
+    ("Happy - she smiles widely", ["happy"]),
+    ("Happy (she smiles), Sad (he cries)", ["happy", "sad"]),
+    ("happy 😊 sad 😢", ["happy", "sad"]),
+    ("😊😢", []),
+    ("A. happy", ["happy"]),
+    ("(a) happy", ["happy"]),
+    ("A) happy\nB) sad", ["happy", "sad"]),
+    ("a. happy, b. sad", ["happy", "sad"]),
+    ("平和与安静", ["平和", "安静"]),
+    ("内心平和", ["内心平和"]),
+    ("态度和蔼可亲", ["态度和蔼可亲"]),
+    ("生气和惊讶", ["生气", "惊讶"]),
+    ("开心、惊讶以及害怕", ["开心", "惊讶", "害怕"]),
+    ("悲伤和气愤", ["悲伤", "气愤"]),
+    ("参与感", ["参与感"]),
+    ("happy (0.8)", ["happy"]),
+    ("happy - 0.8", ["happy"]),
+    ("happy 80%", ["happy"]),
+    ("80% happy, 20% sad", ["happy", "sad"]),
+    ("don't know", ["don't know"]),
+    ("don’t care", ["don't care"]),
+    ("self-conscious", ["self-conscious"]),
+    ("self\u2011conscious", ["self-conscious"]),
+    ("happy &amp; sad", ["happy", "sad"]),
+    ("&quot;happy&quot;", ["happy"]),
+    ("&lt;b&gt;happy&lt;/b&gt;", ["happy"]),
+    ('["happy"]', ["happy"]),
+    ("| Emotion | Score |\n|---|---|\n| Happy | 0.8 |\n| Sad | 0.2 |", ["happy", "sad"]),
+    ("| Happy | 0.8 |", ["happy"]),
+    (r"$\text{happy}$", ["happy"]),
+    (r"$\boxed{\text{happy, sad}}$", ["happy", "sad"]),
+    (r"\textbf{Happy}, \emph{sad}", ["happy", "sad"]),
+    (r"\(\boxed{happy}\)", ["happy"]),
+    ("cafe\u0301 mood", ["café mood"]),
+    ("\ufb01ne", ["fine"]),
+    ("hap\u200bpy", ["happy"]),
+    ("happy\u00a0, sad", ["happy", "sad"]),
+    ("hap\u00adpy", ["happy"]),
+    ("İYİ", ["iyi"]),
+    ("HAPPY, SAD", ["happy", "sad"]),
+    ("「开心」「惊讶」", ["开心", "惊讶"]),
+    ("『happy』", ["happy"]),
+    ("‹happy›", ["happy"]),
+    ("‚happy‘", ["happy"]),
+    ("<|im_start|>assistant\nhappy<|im_end|>", ["happy"]),
+    ("happy<｜end▁of▁sentence｜>", ["happy"]),
+    ("happy<end_of_turn>", ["happy"]),
+    ("[INST] happy [/INST]", ["happy"]),
+    ("happy<eos>", ["happy"]),
+    ("<emotion>happy</emotion><emotion>sad</emotion>", ["happy", "sad"]),
+    ("<happy>, <sad>", ["happy", "sad"]),
+    ("happy because she smiles", ["happy"]),
+    ("She's happy", ["happy"]),
+    ("They might be angry", ["angry"]),
+    ("He is probably sad, maybe angry", ["sad", "angry"]),
+    ("① happy ② sad", ["happy", "sad"]),
+    ("1\ufe0f\u20e3 happy 2\ufe0f\u20e3 sad", ["happy", "sad"]),
+    ("⒈happy", ["happy"]),
+    ("→ happy", ["happy"]),
+    ("happy → she smiles", ["happy"]),
+    ("✅ happy", ["happy"]),
+    ("★ happy ★", ["happy"]),
+    ("happy; sad | angry", ["happy", "sad", "angry"]),
+    ("happy+sad", ["happy", "sad"]),
+    ("happy & sad", ["happy", "sad"]),
+    ("#happy #sad", ["happy", "sad"]),
+    ("@happy", ["happy"]),
+    ("Happy!!! Sad???", ["happy", "sad"]),
+    ("happy…sad", ["happy", "sad"]),
+    ("_happy_, __sad__", ["happy", "sad"]),
+    ("~~happy~~", ["happy"]),
+    ("`happy`", ["happy"]),
+    ("> happy", ["happy"]),
+    ("## Happy\n## Sad", ["happy", "sad"]),
+    ("[\"\\u5f00\\u5fc3\"]", ["开心"]),
+    (r"happy\nsad", ["happy", "sad"]),
+    ("happy=0.8;sad=0.1", ["happy", "sad"]),
+    ("خوشحال، غمگین", ["خوشحال", "غمگین"]),
+    ("खुश, दुखी", ["खुश", "दुखी"]),
+    ("기쁨, 슬픔", ["기쁨", "슬픔"]),
+    ("嬉しい・悲しい", ["嬉しい", "悲しい"]),
+    ("joy 0.85, trust .15", ["joy", "trust"]),
+    ("Happy/Sad", ["happy", "sad"]),
+    ("black and white", ["black", "white"]),
+])
+def test_marks_are_no_words(text, labels):
+    assert parse_labels(text) == labels
+
+
+MARKS = ["😊", "\\boxed{", "}", "<|im_end|>", "&amp;", "&lt;b&gt;", "A. ", "(b) ", "80%", "0.8",
+         "=", ": ", "：", "。", "、", "和", "「", "」", "\u200d", "\u00ad", "ﬁ", "e\u0301", "ｈ",
+         "İ", "**", "__", "| ", "$", "\n\n", "because ", "reason", "emotion", "she is ",
+         "likely ", "\\u5f00", "```json\n", "無", "ǅ"]
+marked = st.lists(st.sampled_from([*FRAGMENTS, *MARKS, *SPECIAL_WORDS]) | st.text(max_size=3),
+                  max_size=14).map("".join)
+
+
+@settings(max_examples=600)
+@given(marked | anything)
+def test_what_a_list_of_labels_is(text):
+    "Each once, without a mark, no longer than the text; and reading it again changes nothing"
+    labels = parse_labels(text)
+    assert len(set(labels)) == len(labels)
+    assert not set("".join(labels)) & set("<>{}[]()|*#:=\\\"&%$^~@,;!?\n\x01\x02")
+    assert sum(map(len, labels)) <= len(plain_text(text))
+    assert all(label.isascii() or label == normal_letters(label) for label in labels)
+    assert parse_labels(", ".join(labels)) == labels == parse_labels(labels)
+
+
+def test_the_words_that_are_looked_up_are_those_of_the_wheels():
+    assert emotion_words() | ordinary_words() >= set(load_wheels().vocabulary)
+    assert emotion_words() <= set(load_wheels().vocabulary)

@@ -14,7 +14,8 @@ from affectgpt_r1.containers import check_file, media_streams
 from affectgpt_r1.faces import crop_faces, face_boxes
 from affectgpt_r1.media import (
     decode_frames, frame_indices, frame_times, read_audio, read_clip,
-    read_faces, read_subtitle, read_video, read_waveform, segment_starts, time_indices, write_video)
+    read_faces, read_video, read_waveform, segment_starts, time_indices, write_video)
+from affectgpt_r1.subtitles import read_subtitle
 
 
 def greys(n, step=8, size=32):
@@ -367,67 +368,6 @@ def test_a_missing_modality_is_a_mask(folder, row, present):
 def test_a_named_file_that_is_not_there_is_an_error_not_a_mask(folder):
     with pytest.raises(FileNotFoundError, match=r"b\.wav: no such file"):
         read_clip(dict(video=folder/"a.mp4", audio=folder/"b.wav"))
-
-
-SRT = """\ufeff1
-00:00:01,000 --> 00:00:02,500
-- 你好, "A"
-{\\an8}<i>B</i>
-
-2
-00:00:03,000 --> 00:00:04,000
-42
-"""
-VTT = """WEBVTT - title
-
-STYLE
-::cue {}
-
-chapter
-00:01.000 --> 00:02.000
-one
-
-00:02.000 --> 00:03.000
-one
-two
-"""
-
-
-def test_subtitles(tmp_path):
-    (tmp_path/"a.srt").write_text(SRT, encoding="utf-8", newline="\r\n")
-    assert read_subtitle(tmp_path/"a.srt") == "- 你好, \"A\" B 42"
-    (tmp_path/"a.vtt").write_text(VTT)
-    assert read_subtitle(tmp_path/"a.vtt") == "one two"
-    (tmp_path/"empty.srt").write_text("")
-    assert read_subtitle(tmp_path/"empty.srt") == ""
-
-
-CUE = "00:00:01,000 --> 00:00:02,000\n"
-WHAT_PYSUBS2_READS_OTHERWISE = {
-    "a number ends the last cue": ("a.srt", f"1\n{CUE}How old?\n42\n", "How old? 42"),
-    "a number ends a cue": ("a.srt", f"1\n{CUE}How old?\n42\n\n2\n{CUE}Oh!", "How old? 42 Oh!"),
-    "a cue without words": ("a.srt", f"1\n{CUE}\n2\n{CUE}Oh!\n", "Oh!"),
-    "a clue in braces": ("a.srt", f"1\n{CUE}{{laughs}} No\n", "{laughs} No"),
-    "hours are left out": ("a.vtt", "00:01.000 --> 00:02.000\nNo head\n", "No head"),
-    "a note between cues": (
-        "a.vtt", f"WEBVTT\n\n{CUE.replace(',', '.')}one\n\nNOTE by hand\n\nlast\n"
-        f"{CUE.replace(',', '.')}two\n", "one two"),
-    "times inside a line": (
-        "a.vtt", f"WEBVTT\n\n{CUE.replace(',', '.')}one<00:00:01.300><c> two</c>"
-        "<00:00:01.600><c> three</c>\n", "one two three")}
-
-
-@pytest.mark.parametrize("case", WHAT_PYSUBS2_READS_OTHERWISE)
-def test_subtitles_that_need_care(tmp_path, case):
-    name, text, said = WHAT_PYSUBS2_READS_OTHERWISE[case]
-    (tmp_path/name).write_text(text, encoding="utf-8")
-    assert read_subtitle(tmp_path/name) == said
-
-
-def test_subtitles_whose_times_cannot_be_read(tmp_path):
-    (tmp_path/"a.srt").write_text(f"1\n{CUE}one\n\n2\n1:2 --> 1:3\ntwo\n")
-    with pytest.raises(ValueError, match=r"a\.srt: 1 of its times cannot be read"):
-        read_subtitle(tmp_path/"a.srt")
 
 
 @pytest.mark.parametrize("read", [

@@ -25,8 +25,8 @@ from tools.structure import graph, levels, modules, n_lines, notebooks, own_impo
 PACKAGE = ROOT / "affectgpt_r1"
 MODULES = modules()
 LIGHT = [
-    "messages", "processes", "labels", "tables", "wheel_files", "wheels", "scoring", "metrics",
-    "unibench"]
+    "messages", "processes", "labels", "markup", "fields", "tables", "wheel_files", "wheels",
+    "scoring", "metrics", "unibench"]
 MOST_LINES = 420
 MOST_CELL_LINES = 20
 

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affectgpt_r1.engines import swift_rewards, verl_score
+from affectgpt_r1.fields import ordinary_words
 from affectgpt_r1.judges import frozen_score, likelihood_judge
 from affectgpt_r1.labels import make_target
-from affectgpt_r1.mentions import _ordinary_words, _tokens, find_emotions
+from affectgpt_r1.mentions import _tokens, find_emotions
 from affectgpt_r1.metrics import ew_rewards
 from affectgpt_r1.rewards import (
     COMPONENTS, PENALTIES, REWARD_RECIPES, RewardRecipe, accuracy_reward, alignment_reward,
@@ -201,7 +202,7 @@ def test_every_form_is_found_after_feel():
 
 
 def test_everyday_words_do_not_count_alone():
-    ordinary = _ordinary_words()
+    ordinary = ordinary_words()
     assert ordinary & set(wheels.vocabulary)
     assert find_emotions("; ".join(sorted(ordinary)), wheels) == []
     sectors = {word for tree in wheels.trees.values() for word in tree}
