@@ -95,7 +95,7 @@ def _upright(pixels, swapped, down, across):
 
 # %% ../nbs/machinery/videos.ipynb #1a34e609
 class _Pictures:
-    "Turns decoded frames into pixels, upright and of the size of the first frame of the file"
+    "Turns decoded frames into pixels: all as the first frame of the file says, and of its size"
 
     def __init__(self, path):
         self.path, self.convert, self.size, self.warned = path, VideoReformatter(), None, set()
@@ -105,25 +105,20 @@ class _Pictures:
         if message not in self.warned: warnings.warn(f"{self.path}: {message}", stacklevel=2)
         self.warned.add(message)
 
-    def see(self, frame):
-        "How a frame is turned, and its width and height then; the first size is kept"
-        turn = _turn(frame)
-        if turn is None: self.warn("asks to be turned by less than a quarter; it is not turned")
-        swapped, *_ = turn = turn or (False, 1, 1)
-        size = (frame.height, frame.width) if swapped else (frame.width, frame.height)
-        self.size = self.size or size
-        return turn, size
+    def begin(self, frame):
+        "Remember how the first frame is turned, and its size as it is stored"
+        self.turn, self.size = _turn(frame), (frame.width, frame.height)
+        if self.turn is None: self.warn("asks to be turned by less than a quarter; it is not turned")
+        self.turn = self.turn or (False, 1, 1)
 
 # %% ../nbs/machinery/videos.ipynb #4ccc8bd2
 def _pixels(frame, pictures):
     "uint8 [height, width, 3], RGB"
-    (swapped, *directions), size = pictures.see(frame)
     width, height = pictures.size
-    if size != pictures.size:
+    if (frame.width, frame.height) != pictures.size:
         pictures.warn(f"the size of its frames changes; all are brought to {width} x {height}")
-    if swapped: width, height = height, width
     rgb = pictures.convert.reformat(frame, width, height, "rgb24").to_ndarray()
-    return _upright(rgb, swapped, *directions)
+    return _upright(rgb, *pictures.turn)
 
 # %% ../nbs/machinery/videos.ipynb #922fc4f7
 def _decoded(container, stream):
@@ -147,7 +142,7 @@ def decode_frames(
     kept, spans, pictures = {}, [], _Pictures(path)
     with open_media(path, "decoded as video") as container:
         for i, frame in enumerate(_decoded(container, _film(container, path))):
-            if i == 0: pictures.see(frame)
+            if i == 0: pictures.begin(frame)
             spans.append((frame.pts, frame.duration))
             if wanted is None or i in wanted: kept[i] = _pixels(frame, pictures)
     return kept, _starts_and_end(spans)
@@ -234,15 +229,16 @@ _WORTH = 500   # Frames that decoding in runs must save
 
 def _few_frames(path, packets, numbers):
     "Number -> pixels of some frames, if decoding in runs saves much and leaves no doubt, or None"
+    if len(packets) < _WORTH or packets[0].codec not in _ONE_FRAME_PER_PACKET: return None
     order = _order(packets)
-    if order is None or packets[0].codec not in _ONE_FRAME_PER_PACKET: return None
+    if order is None: return None
     looked_at = {*numbers, *range(min(16, len(order)))}
     runs = _runs(packets, [order[number] for number in looked_at])
     if len(packets) - sum(last - begin + 1 for begin, last in runs) < _WORTH: return None
     seen, kept, pictures = set(), {}, _Pictures(path)
     for number, frame in _decode_runs(path, packets, order, looked_at):
         seen.add(number)
-        if number == 0: pictures.see(frame)
+        if number == 0: pictures.begin(frame)
         if number in numbers: kept[number] = _pixels(frame, pictures)
     return kept if looked_at <= seen else None
 
