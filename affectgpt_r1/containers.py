@@ -125,6 +125,7 @@ def _why_not(path, error):
     if start[8:] == b"WEBP": return "it is a WebP picture"
     for magic, kind in _OTHER.items():
         if start.startswith(magic): return f"it is {kind}"
+    if isinstance(error, av.error.ArgumentError): return "it is neither a video nor a sound file"
     return error.strerror
 
 # %% ../nbs/machinery/containers.ipynb #4d74200c

@@ -108,7 +108,7 @@ class _Pictures:
     def begin(self, frame):
         "Remember how the first frame is turned, and its size as it is stored"
         self.turn, self.size = _turn(frame), (frame.width, frame.height)
-        if self.turn is None: self.warn("asks to be turned by less than a quarter; it is not turned")
+        if self.turn is None: self.warn("asks for less than a quarter turn; it is not turned")
         self.turn = self.turn or (False, 1, 1)
 
 # %% ../nbs/machinery/videos.ipynb #4ccc8bd2
