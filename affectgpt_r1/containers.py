@@ -122,9 +122,10 @@ _OTHER = {b"\xff\xd8\xff": "a still picture", b"\x89PNG": "a still picture",
 def _why_not(path, error):
     "What is wrong with a file that FFmpeg does not read"
     with path.open("rb") as file: start = file.read(12)
-    if start[8:] == b"WEBP": return "it is a still picture"
+    if start[8:] == b"WEBP": return "it is a WebP picture"
     for magic, kind in _OTHER.items():
         if start.startswith(magic): return f"it is {kind}"
+    if isinstance(error, av.error.ArgumentError): return "it is neither a video nor a sound file"
     return error.strerror
 
 # %% ../nbs/machinery/containers.ipynb #4d74200c

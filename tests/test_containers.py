@@ -263,7 +263,7 @@ def test_a_mirrored_video(tmp_path, mirror):
 def test_a_slanted_video_is_not_turned(tmp_path):
     path = write(tmp_path/"slant.mp4", options=X264)
     stored = read_video(path)
-    with pytest.warns(UserWarning, match=r"slant\.mp4: asks to be turned by less than a quarter"):
+    with pytest.warns(UserWarning, match=r"slant\.mp4: asks for less than a quarter turn"):
         np.testing.assert_array_equal(read_video(with_matrix(path, .8, .6, -.6, .8)), stored)
     with warnings.catch_warnings():   # by less than a degree: taken for none
         warnings.simplefilter("error")
@@ -439,8 +439,16 @@ def test_a_still_picture_is_no_film(tmp_path, suffix, name):
     path = tmp_path/name.format(suffix)
     path.write_bytes(picture_bytes(suffix))
     for read in (read_video, media_streams):
-        with pytest.raises(ValueError, match=r"still\.\w+: cannot be .*\(it is a still picture\)"):
+        with pytest.raises(ValueError, match=r"still\.\w+: cannot be .*\(it is a \w+ picture\)"):
             read(path)
+
+
+def test_words_are_no_film(tmp_path):
+    "A subtitle file opens as one, but there is nothing to see or to hear"
+    (tmp_path/"a.mp4").write_text("1\n00:00:00,000 --> 00:00:02,000\nWell, hello!\n\n"*3)
+    for read in (read_video, media_streams):
+        with pytest.raises(ValueError, match=r"a\.mp4: .*it is neither a video nor a sound file"):
+            read(tmp_path/"a.mp4")
 
 
 @pytest.mark.parametrize("name", ["list.mp4", "list.m3u8", "list.ts"])
