@@ -191,7 +191,7 @@ def _count(endpoint, error: Exception | None):
     message = (f"{asked - read} of {asked} replies of {endpoint.model!r} could not be used "
                f"({kinds}). The last: {error}. To mend it, {cure}")
     if asked >= _FIRST and not read: raise NothingReadError(message) from error
-    if kind != "no reply" and asked - read in (1, 10, 100, 1000, 10_000): warnings.warn(message)
+    if kind != "no reply" and asked - read in (10, 100, 1000, 10_000): warnings.warn(message)
 
 # %% ../nbs/machinery/endpoints.ipynb #c668ec3b
 @dataclass

@@ -401,8 +401,7 @@ CUT = ended("<think>Okay, so I compare reply A and reply B. A careful look at th
 def test_what_is_not_understood_is_counted_and_not_kept(endpoint, tmp_path, reply, kind):
     server = endpoint(reply)
     judge = judge_of(server, cache=tmp_path/"verdicts.jsonl")
-    with pytest.warns(UserWarning, match="1 of 1 replies of 'm' could not be used"):
-        assert judge(row, "a", "b") is None
+    assert judge(row, "a", "b") is None
     assert judge.endpoint.counts == {kind: 1} and len(server.asked) == 1   # not asked again at once
     assert not (tmp_path/"verdicts.jsonl").exists()
     assert judge(row, "a", "b") in (0., 1.)
@@ -423,6 +422,8 @@ def test_nothing_understood_is_an_error(endpoint):
         perception_reward(judge)(texts, name=["c"] * 8, prompts=["?"] * 8)
     one = judge_of(endpoint(said("A"), *[CUT] * 60))
     assert one(row, "a", "b") is not None
+    with pytest.warns(UserWarning, match="10 of 11 replies of 'm' could not be used"):
+        for i in range(10): one(row, "a", f"{i}.")
     assert [one(row, "a", str(i)) for i in range(40)] == [None] * 40   # it can be understood
 
 
