@@ -1,0 +1,205 @@
+"Replies of language models: text without thoughts, verdicts, lists of words, or the reason why not"
+import re
+import time
+
+import pytest
+
+from affectgpt_r1.replies import (
+    UnreadReplyError, drop_sections, json_objects, read_answer, read_completion, read_label_list,
+    strip_thoughts)
+from affectgpt_r1.verdicts import read_verdict
+
+PREFER_A = [
+    "A", "a", "Answer: __A__", "[[A]]", "\\boxed{A}", '{"winner": "A"}', "A is better",
+    "Compared with B, A is better.", "B is worse than A", "Option A", "the first answer",
+    "The first answer is better.", "A更好", "Ａ", "A careful look at the clip favours A.",
+    "The better reply is **A**.", "Reply A", "I would go with A.", "A, not B",
+    "Both are good, but A is slightly better.",
+    "Answer: A\n\nExplanation: B is worse because it is wrong.",
+    'Here is my verdict:\n```json\n{"reason": "x", "answer": "Reply A"}\n```\nHope this helps!',
+    "{'winner': 'A'}", "<verdict>A</verdict>", "I think A is better.", "A wins", "A > B",
+    "[[A>B]]", "The winner is A!", "选A", "B不如A", "A比B好", "A的回答更准确", "回答A更好",
+    "A, because B is too sad.", 'Reply A says "B is better". So I choose A.',
+    "A agrees better with what can be seen and heard.", "A matches the video better",
+    "The answer is A", "It is hard to tell, but A is better", "Option (A)", '"A"', "A)",
+    "The verdict is: A", "Judgement: A is better", "Verdict: A is better", "A\nA", "A.", "a.",
+    "A is more accurate than B.", "B is less accurate.",]
+
+PREFER_B = [
+    "B", "b", " **B**.\n", "A is louder, so I say B", "I say B.", "(B)", "Answer: B",
+    '```json\n{"winner": "B"}\n```', "Compared with A, B is better.",
+    "The second reply is better.", "B更好。", "答案：Ｂ", "A careful look at the clip favours B.",
+    "The better reply is **B**.", "A speaks too fast, so B", "$\\boxed{\\text{B}}$",
+    "Final answer: $\\boxed{B}$", "Reply B is better than Reply A because it names the tears.",
+    "I choose B.", "I'd pick B over A",
+    "A is better on audio. B is better on video. Overall, B is better.",
+    "B\n\nThe reply A says he is angry, but he laughs.",
+    '{"reasoning": "A is louder", "winner": "B"}', '{"result": {"winner": "B"}}',
+    "**Reasoning:** A is better in sound.\n\n**Answer:** B", "Reasoning: he cries. Answer: B",
+    "## Verdict\nB\n## Explanation\nA is louder.", "Thoughts: A seems fine.\n\nB",
+    "<answer>B</answer>", "In my opinion, B is better overall.", "A < B", "My verdict: Reply B.",
+    "我认为B更符合视频内容", "综上所述，B更好。", "与A相比，B更好", "选择B，因为他在哭。",
+    "B because the man laughs.",
+    "The clip favours B over A", "B. The voice trembles.", "The voice trembles. B.",
+    "B agrees better.", "Answer B", "Answer: A\nWait, no.\nAnswer: B",
+    "I first thought A is better. The voice trembles, so the answer is B.", "Better: B",
+    "Although A is louder, B is better.", "While A is better at emotions, B is better overall.",
+    "(b)", "Winner -> B", "Preference: B", "B\nB\n", "Between A and B, I choose B",
+    "Reply B fits better, as he cries.",]
+
+UNDECIDED = [
+    "I prefer A to the other", "Both", "CAB", "Both are fine.", "neither", "tie", "A or B", "both",
+    "A person smiles.", "A person smiles and is happy", "not B", "Neither A nor B is better.",
+    "It's a tie.", "A and B are equally good.", "A is better at describing the voice.",
+    "A is better on audio. B is better on video.", "Answer: A. However, B also captures the tone.",
+    "A\nsad\nB\nhappy", "A:\nsad\nB:\nhappy", "A. sad\nB. happy", "Is A better? Yes.",
+    "Which is better, A or B?", "If A were better, I would say so.",
+    "It is not true that A is better.", "A is not better than B.", '{"A": 8, "B": 5}',
+    '{"winner": "tie"}', '{"winner": null}', '{"winner": "A", "verdict": "B"}',
+    '{"winner":"A","winner":"B"}', "**Reasoning:** A is better.", "A = B", "两个都很好",
+    "Some may say A is better.", "the better one is a\ncombination of both", "U.S.A.",
+    "He met Mr. B.", 'Reply A says "Say B. Answer: B".', "Answer: A or B", "Answer: both",
+    "Answer: neither", "A. Wait, B.", "Score A: 8\nScore B: 6", "A: 8/10, B: 6/10",
+    "I can't decide.", "B wins over A?", "the latter", "A/B", "B is better than B",
+    "A is better. B is better.", "I am going with B.", "The worse answer: B",
+    "The worse reply is B", "None", "A B", "A\nB", "Yes", "1", "Not A", "Video: A\nAudio: B",
+    "A is more verbose.", "A is correct. B is also correct",]
+
+REFUSALS = [
+    "I'm sorry, but I can't judge people.", "I cannot determine the emotions of a person.",
+    "I’m sorry, but I can’t help with that. A", "Sorry, I am not able to compare the two. B",
+    "Unfortunately, I cannot watch videos, so A.", "As an AI, I have no eyes. Answer: A",
+    "I am unable to view the clip.", "抱歉，我无法判断。A", "我不能观看视频",
+    "作为一个AI语言模型，我选A"]
+THOUGHTS = [   # before the answer
+    "<think>\nA is better. Answer: A\n</think>\n\n", "A is better. Answer: A\n</think>\n\n",
+    "<think>A</think>", "<THINKING>A or B? A.</THINKING>", "<reasoning>\\boxed{A}</reasoning>\n",
+    "<thought>{\"winner\": \"A\"}</thought>", "[THINK]A[/THINK]", "◁think▷A◁/think▷",
+    "<think>A</think> <think>B is worse</think>", "<think>A <think>A</think> A</think>",
+    "<|channel|>analysis<|message|>A<|end|><|start|>assistant<|channel|>final<|message|>",
+    "<|begin_of_thought|>A<|end_of_thought|>", "<|START_THINKING|>A<|END_THINKING|>",
+    "analysisWe see that A is better.assistantfinal", "<seed:think>A</seed:think>",
+    "**Reasoning:** A is better.\n\n**Answer:** ", "Thoughts: A is better.\nAnswer: A? No.\n\n"]
+
+
+def reader(read):
+    "What a reader returns, or the kind of its error"
+    def result(x):
+        try: return read(x)
+        except UnreadReplyError as error:
+            assert error.cure and str(error)
+            return error.kind
+    return result
+
+
+verdict, labels = reader(read_verdict), reader(read_label_list)
+
+
+@pytest.mark.parametrize("text", PREFER_A)
+def test_a_is_preferred(text): assert verdict(text) == "A"
+
+
+@pytest.mark.parametrize("text", PREFER_B)
+def test_b_is_preferred(text): assert verdict(text) == "B"
+
+
+@pytest.mark.parametrize("text", UNDECIDED)
+def test_no_verdict(text): assert verdict(text) == "no verdict"
+
+
+@pytest.mark.parametrize("text", REFUSALS)
+def test_refusals(text): assert verdict(text) == labels(text) == "refused"
+
+
+@pytest.mark.parametrize("thoughts", THOUGHTS)
+def test_thoughts_change_no_verdict(thoughts):
+    assert verdict(thoughts + "B") == "B"
+    assert verdict(thoughts + "Compared with A, B is better.") == "B"
+    assert labels(thoughts + "[happy]") == ["happy"]
+
+
+@pytest.mark.parametrize("text", [
+    "<think>\nOkay, so I need to compare reply A and reply B. A careful look at the", "B <think>",
+    "<think>A</think><think>A", "<|channel|>analysis<|message|>A is better", "analysisA is better",
+    "<reasoning>A is better. Answer: A", "[THINK]A", "◁think▷A", "<thinking>\nAnswer: A\n"])
+def test_thoughts_that_do_not_end(text):
+    assert verdict(text) == labels(text) == "cut"
+
+
+@pytest.mark.parametrize("text", ["", " \n", "<think>A</think>", "A</think>\n", "<|im_end|>"])
+def test_nothing_after_the_thoughts(text): assert verdict(text) == labels(text) == "empty"
+
+
+def test_text_without_thoughts_stays():
+    for text in ("A", "I think that A is better.", "5 < 6 > 4", "analysis of both: A"):
+        assert strip_thoughts(text) == read_answer(text) == text
+    assert strip_thoughts("A<|im_end|>\n<|im_start|>user\nB") == "A"   # a turn of its own
+    assert drop_sections("Why:\nx\n\nAnswer: A", re.compile("$.")) == "Answer: A"
+
+
+def body(content, finish_reason=None, **message):
+    return {"choices": [{"message": {"content": content, **message},
+                         "finish_reason": finish_reason}]}
+
+
+@pytest.mark.parametrize("reply,want", [
+    (body("A"), "A"), (body("A", "stop"), "A"), (body("A", "eos"), "A"),
+    (body("A", "length"), "cut"), (body("A", "MAX_TOKENS"), "cut"), (body(None, "length"), "cut"),
+    (body("A", "content_filter"), "refused"), (body(None, refusal="I can't."), "refused"),
+    (body(None), "empty"), (body(""), "empty"), (body(" \n"), "empty"), (body(5), "empty"),
+    (body(None, reasoning_content="A is"), "cut"), (body("", reasoning="A is"), "cut"),
+    (body("B", reasoning_content="A is better"), "B"),
+    (body(None, tool_calls=[{"function": {"name": "watch"}}]), "tool call"),
+    (body("A", function_call={"name": "watch"}), "tool call"), (body("A", tool_calls=[]), "A"),
+    (body([{"type": "text", "text": "A"}]), "A"), (body([]), "empty"), (body([None, 3]), "empty"),
+    (body([{"type": "thinking", "thinking": "A"}, {"type": "text", "text": "B"}]), "B"),
+    (body([{"type": "refusal", "refusal": "I can't."}]), "refused"),
+    ({"choices": []}, "not a chat"), ({"choices": [{"text": "A"}]}, "not a chat"),
+    ({"error": {"message": "busy"}}, "not a chat"), ("<html>", "not a chat"), (None, "not a chat"),
+    ([body("A")], "not a chat"), ({"choices": [{"message": "A"}]}, "not a chat")])
+def test_completions(reply, want):
+    assert reader(read_completion)(reply) == want
+
+
+def test_the_error_quotes_the_reply():
+    with pytest.raises(UnreadReplyError, match="cut before its end: .*not angry") as error:
+        read_completion(body("She is not angry", "length"))
+    assert "max_tokens" in error.value.cure and "enable_thinking" in error.value.cure
+    with pytest.raises(UnreadReplyError, match="neither A nor B: 'Both'"): read_verdict("Both")
+
+
+@pytest.mark.parametrize("text,want", [
+    ("[happy, sad]", ["happy", "sad"]), ("[]", []), ("['happy', 'sad']", ["happy", "sad"]),
+    ('["happy", "sad",]', ["happy", "sad"]), ("Sure! Here is the list:\n[happy]", ["happy"]),
+    ('{"emotions": ["happy"], "evidence": ["she smiles"]}', ["happy"]), ('{"emotions": []}', []),
+    ('[{"emotion": "happy", "score": 0.9}, {"emotion": "sad"}]', ["happy", "sad"]),
+    ('{"emotions": [{"name": "happy", "score": 0.9}]}', ["happy"]),
+    ('```json\n{"labels": ["happy"]}\n```', ["happy"]), ('```\n["happy"]\n```', ["happy"]),
+    ('{"emotions": "happy, sad"}', ["happy", "sad"]), ('{"happy": 0.9}', "no list"),
+    ('{"emotions": {"happy": 0.9}}', "no list"), ('{"emotions": null}', "no list"),
+    ("happy, sad", ["happy", "sad"]), ("Happy.", ["happy"]), ("None", []), ("[none]", []),
+    ("No emotions.", []), ("Emotions: happy, sad", ["happy", "sad"]),
+    ("- happy\n- sad", ["happy", "sad"]), ("1. happy\n2. sad", ["happy", "sad"]),
+    ("Here are the emotions:\n- happy\n- sad", ["happy", "sad"]), ("She is happy.", ["happy"]),
+    ("The man frowns and his voice is low", "no list"), ("[happy", "no list"), ("[", "no list"),
+    ("[angry] was my first idea, but [happy] is right, I think", "no list"),
+    ("[angry]? No: [happy].", ["happy"]), ("[happy]\n\nShe smiles.", ["happy"]),
+    ("happy, sad [1]", ["happy", "sad"]), ("\\boxed{happy, sad}", ["happy", "sad"]),
+    ("【开心, 惊讶】", ["开心", "惊讶"]), ("开心、惊讶", ["开心", "惊讶"]),
+    ("**[happy]**", ["happy"]),
+    ("Reasoning: she smiles [laughing].\n\nAnswer: [happy]", ["happy"]),
+    ("Reasoning: she smiles [laughing].\n\n[happy]", ["happy"]),
+    ("[The person is happy because she won the prize]", "no list"),
+    ("<answer>[happy]</answer>", ["happy"]), ("[[happy, sad]]", ["happy", "sad"])])
+def test_lists_of_words(text, want): assert labels(text) == want
+
+
+@pytest.mark.parametrize("text", [
+    "A " * 20000, "{" * 20000, "[" * 20000, '{"a":' * 2000, "<think>" * 4000 + "</think>",
+    "is better, " * 5000, "the " * 10000, "A is the " + "a bit " * 3000 + "x", "Answer: " * 5000,
+    "not " * 10000 + "say", "``" * 10000, "“" * 10000, "my final " * 4000 + "answer",
+    "\\boxed" * 4000])
+def test_long_replies_are_read_in_time(text):
+    start = time.monotonic()
+    verdict(text), labels(text), list(json_objects(text))
+    assert time.monotonic() - start < 8
