@@ -6,7 +6,6 @@
 __all__ = ['wheel_sunburst', 'clip_storyboard']
 
 # %% ../nbs/machinery/clip_plots.ipynb #da7af718
-import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -14,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from .lettering import plain_label, plain_lines
 from .plots import COLORS, page_color
 from .wheels import EmotionWheels
 
@@ -35,7 +35,7 @@ def _ring_part(ax, start, end, inner, outer, state, text, size):
     angle = np.degrees(middle)
     turn = angle if angle <= 90 or angle >= 270 else angle - 180
     box = dict(fc=page_color(), ec="none", alpha=.75, pad=.8) if state != "none" else None
-    ax.text(middle, (inner + outer) / 2, text, rotation=turn, rotation_mode="anchor",
+    ax.text(middle, (inner + outer) / 2, plain_label(text), rotation=turn, rotation_mode="anchor",
             ha="center", va="center", fontsize=size, bbox=box)
 
 # %% ../nbs/machinery/clip_plots.ipynb #6ddf2652
@@ -91,7 +91,7 @@ def _wheel_title(wheels, name, gold, pred):
     title = [f"The wheel of {name}", f"annotators: {', '.join(gold)}", _answer_line(pred)]
     off = [w for w in dict.fromkeys([*gold, *pred]) if wheels.cluster(w, name) is None]
     if off: title.append(f"not on this wheel: {', '.join(off)}")
-    return "\n".join(title)
+    return "\n".join(line for text in title for line in plain_lines(text, 85))
 
 
 def _state_legend(ax):
@@ -140,15 +140,16 @@ def _sheet(n_frames, on_wheel, n_lines):
 def _draw_small_wheel(ax, wheels, wheel, gold, answer):
     "The inner ring of a wheel, without the words, which are in the storyboard's title"
     wheel_sunburst(wheels, wheel, gold, answer, ax, parts=False)
-    ax.set_title(f"The wheel of {_wheel_name(wheels, wheel)}", fontsize=9)
+    ax.set_title(plain_label(f"The wheel of {_wheel_name(wheels, wheel)}"), fontsize=9)
 
 # %% ../nbs/machinery/clip_plots.ipynb #d5c51050
-def _write_title(fig, subtitle, thought, gold, answer):
+def _title_lines(subtitle, thinking, gold, answer):
     "What is said, thought, and answered"
-    words = [f"annotators: {', '.join(gold)}"] if len(gold) else []
-    if answer is not None: words.append(_answer_line(answer))
-    title = "\n".join([f"“{subtitle}”", *thought, "     ".join(words)])
-    fig.suptitle(title, fontsize=10, parse_math=False)
+    thought = plain_lines(f"thinks: {thinking}", 110, 12) if thinking else []
+    words = plain_lines(f"annotators: {', '.join(gold)}", 110) if len(gold) else []
+    if answer is not None: words += plain_lines(_answer_line(answer), 110)
+    if sum(map(len, words)) < 110: words = ["     ".join(words)]
+    return plain_lines(f"“{subtitle}”", 110) + thought + words
 
 # %% ../nbs/machinery/clip_plots.ipynb #c031
 def clip_storyboard(
@@ -164,10 +165,10 @@ def clip_storyboard(
 ) -> np.ndarray:                         # Axes: each frame's, the sound's, perhaps the wheel's
     "All that is known of one clip: frames, sound, subtitle, thoughts, gold and answer"
     on_wheel = wheels is not None and answer is not None
-    thought = textwrap.wrap(f"thinks: {thinking}", 110) if thinking else []
-    axes = _sheet(len(frames), on_wheel, len(thought))
+    title = _title_lines(subtitle, thinking, gold, answer)
+    axes = _sheet(len(frames), on_wheel, len(title) - 2)
     _draw_frames(axes, frames, len(waveform) / rate)
     _draw_sound(axes[len(frames)], waveform, rate)
-    _write_title(axes[0].figure, subtitle, thought, gold, answer)
+    axes[0].figure.suptitle("\n".join(title), fontsize=10, parse_math=False)
     if on_wheel: _draw_small_wheel(axes[-1], wheels, wheel, gold, answer)
     return axes

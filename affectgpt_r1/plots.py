@@ -17,6 +17,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from .lettering import fallback_fonts, plain_label
+
 # %% ../nbs/13_plots.ipynb #f3bded81
 COLORS = dict(
     # who answers
@@ -47,7 +49,7 @@ def set_style(
     else: page, ink, faint, gold, none = "#FFFFFF", "#000000", "#E6E6E6", "#404040", "#EDEDED"
     COLORS.update(gold=gold, none=none)
     colors = dict.fromkeys(_INK, ink) | dict.fromkeys(_PAGE, page) | {"grid.color": faint}
-    mpl.rcParams.update(_STYLE | colors)
+    mpl.rcParams.update(_STYLE | colors | {"font.family": ["sans-serif", *fallback_fonts()]})
 
 
 def page_color() -> str:
@@ -58,7 +60,7 @@ def page_color() -> str:
 def _ink(): return mpl.rcParams["text.color"]
 
 
-def _display_name(name): return name.replace("_", " ").replace("grpo", "GRPO")
+def _display_name(name): return plain_label(str(name).replace("_", " ").replace("grpo", "GRPO"))
 
 
 def _colors(names):
@@ -286,7 +288,7 @@ def confusion_matrix(
 ) -> Axes:
     "Which sector is taken for which"
     ax = _axes(ax, 1.8 + .7 * len(shares), 1.4 + .42 * len(shares))
-    _heatmap(ax, shares, shares.index, shares.columns)
+    _heatmap(ax, shares, map(plain_label, shares.index), map(plain_label, shares.columns))
     ax.tick_params(axis="x", rotation=90)
     ax.set(xlabel="sector of the answer", ylabel="sector of the gold")
     ax.set_title("What is taken for what")
@@ -301,7 +303,7 @@ def modality_matrix(
     given = list(next(iter(systems.values())))
     ax = _axes(ax, 2.6 + 1.1 * len(systems), 1 + .34 * len(given))
     table = [[scores[g] for scores in systems.values()] for g in given]
-    _heatmap(ax, table, given, map(_display_name, systems))
+    _heatmap(ax, table, map(plain_label, given), map(_display_name, systems))
     ax.set(xlabel="who answers", ylabel="what is given")
     ax.set_title("What each channel is worth: emotion-wheel F")
     return ax
@@ -312,7 +314,7 @@ _SET_NAMES = dict(IEMOCAPFour="IEMOCAP", CMUMOSI="MOSI", CMUMOSEI="MOSEI", OVMER
 
 def _set_names(sets):
     "The data sets as the published tables call them"
-    return [_SET_NAMES.get(k, k) for k in sets]
+    return [plain_label(_SET_NAMES.get(k, k)) for k in sets]
 
 # %% ../nbs/13_plots.ipynb #p151a
 def unibench_bars(
