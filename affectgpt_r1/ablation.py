@@ -36,6 +36,7 @@ from .rewards import (
     REWARD_RECIPES, RewardRecipe, accuracy_reward, format_reward, make_rewards)
 from .settings import check_names, read_settings, read_toml
 from .stages import load_run_stage
+from .text_files import read_json
 from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/machinery/ablation.ipynb #ab34d9b1
@@ -190,7 +191,7 @@ def _is_finished(folder, setting):
     "Has this run been made? Raises ValueError if the folder holds a run of another setting"
     record = folder / "record.json"
     if not record.is_file(): return False
-    asked = json.loads(record.read_text())["asked"]
+    asked = read_json(record)["asked"]
     if asked != setting:
         raise ValueError(f"{folder} holds a run of another setting, {asked}: delete it, "
                          "or give yours another name")
@@ -209,7 +210,7 @@ def _collect(path, jobs, command):
     rows, curves, answers = [], [], []
     for name, seed, out in jobs:
         key = dict(setting=name, seed=seed)
-        record = json.loads((out / "record.json").read_text())
+        record = read_json(out / "record.json")
         rows.append(key | {k: x for k, x in record.items() if k != "asked"})
         if (out / "curves.csv").exists():
             curves.append(pd.read_csv(out / "curves.csv").assign(**key))

@@ -294,7 +294,9 @@ def test_json_that_is_none_names_its_line(tmp_path):
             ("x.json", '{\n "a": 1,\n b}', "x.json: is no json: .* in line 3, column 2"),
             ("x.jsonl", '{"a": 1}\n{"a": 1\n{"a": 1}\n', "x.jsonl, line 2: is no json"),
             ("y.jsonl", '{"a": 1}\n[1]\n', "y.jsonl: no json object in line 2"),
+            ("y.json", '[\n {"name": "a"},\n {"name" "b"}\n]\n', "y.json: is no json: .* line 3"),
             ("x.json", "[" * 10**5, "x.json")]:
         (tmp_path/file).write_text(text)
         read = read_jsonl if file.endswith("l") else read_json
         with pytest.raises(ValueError, match=message): read(tmp_path/file)
+        with pytest.raises(ValueError, match=message): read_column(tmp_path/file, "x")
