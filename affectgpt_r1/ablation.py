@@ -34,7 +34,7 @@ from .records import made_by
 from .judges import frozen_score, likelihood_judge
 from .rewards import (
     REWARD_RECIPES, RewardRecipe, accuracy_reward, format_reward, make_rewards)
-from .settings import check_names, read_settings, read_toml
+from .settings import check_names, read_setting, read_settings, read_toml
 from .stages import load_run_stage
 from .text_files import read_json
 from .wheels import EmotionWheels, load_wheels
@@ -44,7 +44,7 @@ _KINDS = dict(mode=str, recipe=str | dict, penalty=str, gold=str, steps=int, tok
 _CHOICES = dict(mode=("answer", "think"), gold=("all", "first"))
 
 def _read_setting(what, setting):
-    "A complete setting by its types; raises ValueError for names and values that there are not"
+    "A complete setting by its types; raises ValueError for names and values that do not exist"
     setting = read_settings(setting, _KINDS, what)
     for name, known in _CHOICES.items():
         if setting[name] not in known:
@@ -75,7 +75,7 @@ def read_ablation(
             raise ValueError(f"{path}: setting {name!r} has {list_some(unknown)}; "
                              f"the defaults have {list_some(defaults)}")
         settings[name] = _read_setting(f"{path}: setting {name!r}", defaults | own)
-    return asked["seeds"], settings
+    return [read_setting(f"{path}: a seed", seed, int) for seed in asked["seeds"]], settings
 
 # %% ../nbs/machinery/ablation.ipynb #5ca32826
 def _first_label_only(reward):

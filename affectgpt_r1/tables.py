@@ -324,6 +324,7 @@ def _read_entries(path):
     with zipfile.ZipFile(path) as z:
         size = sum(entry.file_size for entry in z.infolist())
         if size > _MAX_BYTES: raise ValueError(f"it would unpack to {size:,} bytes")
+        if len(set(z.namelist())) < len(z.namelist()): raise ValueError("an entry comes twice")
         return {name.removesuffix(".npy"): _read_entry(io.BytesIO(z.read(name)))
                 for name in z.namelist()}
 

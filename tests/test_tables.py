@@ -140,6 +140,16 @@ def test_broken_bytes_never_fail_in_another_way(changes):
             assert "x.npz: " in str(e)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_entry_that_comes_twice(tmp_path):
+    file = io.BytesIO()
+    np.save(file, np.arange(3))
+    with zipfile.ZipFile(tmp_path/"x.npz", "w") as z:
+        for _ in range(2): z.writestr("x.npy", file.getvalue())
+    with pytest.raises(ValueError, match="x.npz: .*an entry comes twice"):
+        read_npz(tmp_path/"x.npz")
+
+
 def test_files_that_would_fill_the_memory(tmp_path, monkeypatch):
     file = io.BytesIO()
     header = dict(descr="<f8", fortran_order=False, shape=(10**15,))
