@@ -6,6 +6,10 @@ ARGS ?=
 py := .venv/bin/python
 installed := .venv/.installed
 
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+unknown := $(filter-out PYTHON ARGS -%,$(given))
+$(if $(unknown),$(error no variable $(unknown): there are PYTHON and ARGS))
+
 .PHONY: help tutorial test docs lab readme
 
 help:

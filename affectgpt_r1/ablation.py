@@ -34,8 +34,9 @@ from .records import made_by
 from .judges import frozen_score, likelihood_judge
 from .rewards import (
     REWARD_RECIPES, RewardRecipe, accuracy_reward, format_reward, make_rewards)
-from .settings import check_names, read_settings, read_toml
+from .settings import check_names, read_setting, read_settings, read_toml
 from .stages import load_run_stage
+from .text_files import read_json
 from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/machinery/ablation.ipynb #ab34d9b1
@@ -43,7 +44,7 @@ _KINDS = dict(mode=str, recipe=str | dict, penalty=str, gold=str, steps=int, tok
 _CHOICES = dict(mode=("answer", "think"), gold=("all", "first"))
 
 def _read_setting(what, setting):
-    "A complete setting by its types; raises ValueError for names and values that there are not"
+    "A complete setting by its types; raises ValueError for names and values that do not exist"
     setting = read_settings(setting, _KINDS, what)
     for name, known in _CHOICES.items():
         if setting[name] not in known:
@@ -74,7 +75,7 @@ def read_ablation(
             raise ValueError(f"{path}: setting {name!r} has {list_some(unknown)}; "
                              f"the defaults have {list_some(defaults)}")
         settings[name] = _read_setting(f"{path}: setting {name!r}", defaults | own)
-    return asked["seeds"], settings
+    return [read_setting(f"{path}: a seed", seed, int) for seed in asked["seeds"]], settings
 
 # %% ../nbs/machinery/ablation.ipynb #5ca32826
 def _first_label_only(reward):
@@ -190,7 +191,7 @@ def _is_finished(folder, setting):
     "Has this run been made? Raises ValueError if the folder holds a run of another setting"
     record = folder / "record.json"
     if not record.is_file(): return False
-    asked = json.loads(record.read_text())["asked"]
+    asked = read_json(record)["asked"]
     if asked != setting:
         raise ValueError(f"{folder} holds a run of another setting, {asked}: delete it, "
                          "or give yours another name")
@@ -209,7 +210,7 @@ def _collect(path, jobs, command):
     rows, curves, answers = [], [], []
     for name, seed, out in jobs:
         key = dict(setting=name, seed=seed)
-        record = json.loads((out / "record.json").read_text())
+        record = read_json(out / "record.json")
         rows.append(key | {k: x for k, x in record.items() if k != "asked"})
         if (out / "curves.csv").exists():
             curves.append(pd.read_csv(out / "curves.csv").assign(**key))

@@ -20,8 +20,9 @@ from .evaluate import predict_clips, read_labels
 from .messages import list_some
 from .metrics import ew_interval, ew_score
 from .published import PUBLISHED_SCORES
-from .scoring import (
-    averages, bootstrap_draws, pair_labels, paired_p, precision_recall, sector_masks)
+from affectgpt_r1.scoring import (
+    align_answers, averages, bootstrap_draws, pair_labels, paired_p, precision_recall,
+    sector_masks)
 from .unibench import (
     UNIBENCH, answer_files, gold_file, read_answers, read_gold, unibench)
 from .wheels import EmotionWheels, load_wheels
@@ -237,6 +238,7 @@ def group_scores(
     "Emotion-wheel scores of groups of clips, with 95 % intervals"
     if missing := [n for n in gold if n not in groups]:
         raise KeyError(f"no group for {len(missing)} of {len(gold)} clips: {list_some(missing)}")
+    align_answers(gold, pred)   # the same clips in both
     wheels, rows = wheels or load_wheels(), {}
     for group in sorted({groups[n] for n in gold}):
         g, q = ({n: x[n] for n in gold if groups[n] == group} for x in (gold, pred))
@@ -262,7 +264,7 @@ def sector_scores(
 ) -> pd.DataFrame:          # One row per sector: gold and named (clips), precision, recall, f
     "How well each sector of a wheel is found; a sector never named or never gold has no score"
     wheels = wheels or load_wheels()
-    g, q = (_named_sectors([x[n] for n in gold], wheels, wheel) for x in (gold, pred))
+    g, q = (_named_sectors(x, wheels, wheel) for x in pair_labels(gold, pred)[1:])
     n_g, n_q, hit = g.sum(0), q.sum(0), (g & q).sum(0)
     with np.errstate(invalid="ignore"):
         columns = dict(gold=n_g, named=n_q, precision=hit / n_q, recall=hit / n_g,
@@ -278,7 +280,7 @@ def sector_confusion(
 ) -> pd.DataFrame:  # Shares [sector of the gold, sector of the answer]; NaN: there is no such clip
     "Which sector is confused with which on a wheel"
     wheels = wheels or load_wheels()
-    g, q = (_named_sectors([x[n] for n in gold], wheels, wheel) for x in (gold, pred))
+    g, q = (_named_sectors(x, wheels, wheel) for x in pair_labels(gold, pred)[1:])
     n = g.shape[1]
     counted = np.array([[g[:, row] & (~g[:, column] | (row == column)) for column in range(n)]
                         for row in range(n)])   # [row, column, clip]
@@ -294,6 +296,7 @@ def label_confidence(
     wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
 ) -> pd.DataFrame:          # One row per word: name, label, probability, right
     "How sure the model was of each word, and how right it was, from 0 to 1"
+    align_answers(gold, predictions)   # the same clips in both
     wheels, rows = wheels or load_wheels(), []
     for name, labels in gold.items():
         g = wheels.encode(list(labels))

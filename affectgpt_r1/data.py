@@ -194,7 +194,7 @@ def _texts(reading, file, column, names):
     "The cell of each name in a table of words; None for a name without a row"
     table = _read_table(reading, file, [column])
     if table is None: return [""]*len(names)
-    cells = [table[column].get(name) for name in names]
+    cells = [table[column].get(clip_name(name)) for name in names]
     n = sum(cell is not None and cell.strip() in _NO_WORDS for cell in cells)
     if n: reading.notes.append(f"{file}: {n:,} cell{'s' * (n != 1)} like nan taken as empty")
     return [cell if cell is None or cell.strip() not in _NO_WORDS else "" for cell in cells]

@@ -114,7 +114,8 @@ def _predict(model, processor, rows, chats, config, sampling, out, batch_size, *
     draws = sampling and partial(
         sampling.draws, seed=more["seed"], max_new_tokens=config.max_new_tokens)
     answer = partial(_answer, model, processor, config, draws)
-    with PredictionLog(out, settings, batch_size, len(asked)) as log:
+    names = [(row["name"], i) for row, i, _ in asked]
+    with PredictionLog(out, settings, batch_size, names) as log:
         todo = {row["name"]: row for row, *_ in asked[len(log.records):]}
         _fill_cache(model, processor, list(todo.values()))
         _answer_all(answer, asked, log, batch_size)
@@ -209,6 +210,17 @@ def score_predictions(
     extractor = extract.name if extract else "rule"
     return scores | dict(format_rate=float(np.mean(kept)), extractor=extractor) | more
 
+# %% ../nbs/12_evaluate.ipynb #5c55ec77
+def _samples_by_name(gold, table):
+    "The rows of a table of answers, clip by clip; raises an error unless each clip has as many"
+    counts = table["name"].value_counts(sort=False)
+    if unknown := [name for name in counts.index if name not in gold]:
+        raise KeyError(f"answers to clips that have no gold: {list_some(unknown)}")
+    if counts.nunique() > 1:
+        fewer = counts[counts < counts.max()].index
+        raise ValueError(f"{counts.max()} answers to a clip, but fewer to {list_some(fewer)}")
+    return table.sort_values("name", kind="stable")
+
 # %% ../nbs/12_evaluate.ipynb #c040b
 def best_of(
     gold: Mapping[str, list],              # Name -> labels
@@ -218,6 +230,7 @@ def best_of(
 ) -> pd.Series:                            # k -> F
     "Mean over clips of the F of the best of k answers, over all choices of k"
     wheels = wheels or load_wheels()
+    table = _samples_by_name(gold, table)
     labels = [parse_response(reply, mode).labels for reply in table["reply"]]
     f = ew_rewards([gold[name] for name in table["name"]], labels, wheels, undefined="nan")
     f = np.sort(f.reshape(table["name"].nunique(), -1))   # [clips, answers], worst first

@@ -54,9 +54,9 @@ def find_media(
     def find(name):
         known = (here[name, x] for x in suffixes if (name, x) in here)
         other = (x for x in others.get(name, ()) if (_streams(folder/x) or (0, 0))[stream])
-        file = next(known, None) or next(other, None)
-        return str(folder/file) if file else ""
-    return [find(name) for name in names]
+        return next(known, None) or next(other, None)
+    found = [find(clean_name(name)) or find(clip_name(name)) for name in names]
+    return [str(folder/file) if file else "" for file in found]
 
 # %% ../nbs/machinery/folders.ipynb #b49d412c
 def find_faces(
@@ -67,6 +67,7 @@ def find_faces(
     here = _by_stem(folder)
     folders = {clean_name(file): file for file in here.values()}
     def find(name):
+        name = clean_name(name)
         if (name, ".npy") in here: return str(folder/here[name, ".npy"])
         if name not in folders: return ""
         nested = folder/folders[name]/f"{folders[name]}.npy"

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .metrics import ew_score
+from .tables import read_column
 from .toy import LABEL_FILES, load_states
 from .toy_states import (
     FACE_LOOK, NEUTRAL_SHARE, NEUTRAL_STATE, PRIORS, SECONDARY_SHARE, VISIBILITY, VOICE_LOOK,
@@ -198,7 +199,7 @@ def oracle_scores(
 ) -> pd.DataFrame:  # One row per subset of the channels: expected, ew_f, precision, recall, words
     "The best possible answers to the test split, for observers of each subset of the channels"
     oracle, states = Oracle(wheels), load_states(root)
-    gold = pd.read_csv(Path(root)/LABEL_FILES["test"]).set_index("name")["openset"].to_dict()
+    gold = read_column(Path(root)/LABEL_FILES["test"], "openset")
     rows = {}
     for channels in CHANNEL_SETS:
         answers = {name: oracle.answer(s, channels) for name, s in states.items()}

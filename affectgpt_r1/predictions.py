@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .fingerprints import differences, short_hash
+from .messages import shorten
 from .processes import compute_once
 
 # %% ../nbs/machinery/predictions.ipynb #da967c6e
@@ -67,16 +68,30 @@ def _open_after(path: Path, kept: list[bytes], header: dict):
     if not kept: _append(file, [header])
     return file
 
+# %% ../nbs/machinery/predictions.ipynb #26c5d49f
+def _read_records(path: Path, kept: list[bytes], asked: list[tuple]) -> list[dict]:
+    "The records in the lines of a file; raises ValueError for one that was not asked for there"
+    records, wanted = [], [*asked, *[None]*len(kept)]
+    for number, line in enumerate(kept[1:], 2):
+        try: record = json.loads(line)
+        except ValueError: record = {}
+        if (record.get("name"), record.get("sample")) != wanted[number - 2]:
+            raise ValueError(f"{path}, line {number}, is not the reply that belongs there: "
+                             f"{shorten(line)}. Delete the file, or give another `out`")
+        records.append(record)
+    return records
+
 # %% ../nbs/machinery/predictions.ipynb #732dec37
 class _ResumedFile:
     "A JSONL file, opened behind what can be kept of it"
     file = None
 
-    def _resume(self, out, settings, batch_size, n):
+    def _resume(self, out, settings, batch_size, asked):
         "Open the file; the records in it"
-        kept = _kept_lines(Path(out), settings, batch_size, n)
+        kept = _kept_lines(Path(out), settings, batch_size, len(asked))
+        records = _read_records(Path(out), kept, asked)
         self.file = _open_after(Path(out), kept, {"settings": settings})
-        return [json.loads(line) for line in kept[1:]]
+        return records
 
     def __enter__(self): return self
     def __exit__(self, *error):
@@ -90,9 +105,9 @@ class PredictionLog(_ResumedFile):
         out: str | Path | None,  # JSONL file, made with its folder; None: memory only
         settings: dict,          # Of this run
         batch_size: int,         # Replies that are written at once
-        n: int,                  # Replies in all
+        asked: list[tuple],      # (name of the clip, number of the sample) of each reply, in order
     ):
-        resume = partial(self._resume, out, settings, batch_size, n)
+        resume = partial(self._resume, out, settings, batch_size, asked)
         self.records = [] if out is None else compute_once(resume)
         self.to_disk = out is not None
 

@@ -8,7 +8,8 @@ __all__ = ['Answers', 'align_answers', 'pair_labels', 'label_rows', 'sector_mask
            'table_property']
 
 # %% ../nbs/machinery/scoring.ipynb #526df9a7
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set, ValuesView
 from dataclasses import fields
 from itertools import chain
 from typing import Any
@@ -18,12 +19,28 @@ import pandas as pd
 
 from .labels import parse_labels
 from .messages import list_some, shorten
+from .text_files import clean_name
 from .wheels import EmotionWheels
 
 # %% ../nbs/machinery/scoring.ipynb #c011
 Answers = Mapping | Sequence | pd.Series   # clip -> answer, or one answer per clip
 
-# %% ../nbs/machinery/scoring.ipynb #cd46f14f
+# %% ../nbs/machinery/scoring.ipynb #bca55df7
+_NAMELESS = {   # type -> what to give instead
+    str: "a list with one entry per clip", bytes: "a list with one entry per clip",
+    Set: "a list, whose order is that of the clips", ValuesView: "the mapping itself",
+    pd.DataFrame: "one of its columns, with the clips as index: "
+                  "table.set_index('name')['openset']"}
+
+def _check_order(answers):
+    "Raises ValueError for what has neither names nor an order that means something"
+    for kind, cure in _NAMELESS.items():
+        if isinstance(answers, kind):
+            raise ValueError("gold and pred hold the answers for many clips, by name or in the "
+                             f"order of the clips: in place of a {type(answers).__name__}, give a "
+                             f"mapping from clip to answer, or {cure}")
+
+# %% ../nbs/machinery/scoring.ipynb #3cf366a9
 def _by_index(series):
     "Clip -> answer of a series with the clips as index"
     if not series.index.is_unique:
@@ -31,13 +48,26 @@ def _by_index(series):
         raise ValueError(f"clips twice in the index: {list_some(twice)}")
     return series.to_dict()
 
+def _has_names(x): return isinstance(x, pd.Series) and not isinstance(x.index, pd.RangeIndex)
+
+# %% ../nbs/machinery/scoring.ipynb #cd46f14f
+def _look_alikes(gold, pred):
+    "Pairs of names that are the same but for type, blanks, case, ending or form of Unicode"
+    def plain(name): return re.sub(r"\.\w{2,4}$", "", clean_name(str(name))).casefold()
+    found = {plain(name): name for name in pred}
+    pairs = ((name, found[plain(name)]) for name in gold if plain(name) in found)
+    return [f"{shorten(name)} and {shorten(other)}" for name, other in pairs if name != other]
 
 def _match_by_name(gold, pred):
     "Clip names, gold and predictions of two mappings"
-    if missing := [name for name in gold if name not in pred]:
-        raise KeyError(
-            f"no prediction for {len(missing)} of {len(gold)} clips: {list_some(missing)}")
-    if extra := [name for name in pred if name not in gold]:
+    missing = [name for name in gold if name not in pred]
+    extra = [name for name in pred if name not in gold]
+    alike = _look_alikes(missing, extra)
+    hint = f"; these look alike and are not the same: {list_some(alike, 3)}" if alike else ""
+    if missing:
+        raise KeyError(f"no prediction for {len(missing)} of {len(gold)} clips: "
+                       f"{list_some(missing)}{hint}")
+    if extra:
         raise KeyError(f"predictions for {len(extra)} clips that have no gold: {list_some(extra)}; "
                        "to score a part, give {n: pred[n] for n in gold}")
     return list(gold), list(gold.values()), [pred[name] for name in gold]
@@ -59,14 +89,12 @@ def align_answers(
     pred: Answers,   # What a model wrote
 ) -> tuple[Sequence, list, list]:
     "Clip names, gold and predictions in the same order"
-    if isinstance(gold, str | bytes) or isinstance(pred, str | bytes):
-        raise ValueError("gold and pred hold the answers for many clips: give a mapping from clip "
-                         "to answer, or a list with one entry per clip")
-    if isinstance(gold, pd.Series) and isinstance(pred, pd.Series):
-        gold, pred = _by_index(gold), _by_index(pred)
+    for answers in (gold, pred): _check_order(answers)
+    both = isinstance(gold, pd.Series) and isinstance(pred, pd.Series)
+    gold, pred = (_by_index(x) if both or _has_names(x) else x for x in (gold, pred))
     if isinstance(gold, Mapping) != isinstance(pred, Mapping):
-        raise ValueError(
-            "gold and pred must both be mappings from clip to answer, or both sequences")
+        raise ValueError("gold and pred must both be mappings from clip to answer, or both "
+                         "sequences: one of them has names and the other has none")
     match = _match_by_name if isinstance(gold, Mapping) else _match_by_position
     names, gold, pred = match(gold, pred)
     if not gold: raise ValueError("nothing to score: there are no clips")

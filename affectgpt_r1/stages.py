@@ -28,6 +28,7 @@ from .parts import load_parts, make_model
 from .processing import AffectGPTProcessor
 from .recipes import stage_settings, training_recipe
 from .splits import load_splits
+from .text_files import read_json
 from .towers import train_towers
 from .toy import make_toy_corpus
 from .wheels import EmotionWheels, load_wheels
@@ -42,7 +43,7 @@ def run_splits(
 ) -> dict[str, Dataset]:     # By the names in `SPLITS`
     "The data sets of a run, checked as `load_splits` does"
     run = Path(run)
-    about = json.loads((run / "prepared.json").read_text())
+    about = read_json(run / "prepared.json")
     sources = {name: tuple(about["sources"][name]) for name in SPLITS}
     return load_splits(**sources, missing=about["missing"], leakage=about["leakage"],
                        checked=run / "checked.jsonl", progress=report, report=report)
@@ -52,7 +53,7 @@ def run_wheels(
     run: str | Path,   # Folder of the run
 ) -> EmotionWheels:
     "The emotion wheels of a run, for its rewards and its scores"
-    return load_wheels(**json.loads((Path(run) / "prepared.json").read_text())["wheels"])
+    return load_wheels(**read_json(Path(run) / "prepared.json")["wheels"])
 
 # %% ../nbs/machinery/stages.ipynb #fd3b4ee8
 def hold_out(
@@ -191,7 +192,7 @@ def run_evaluation(
 ) -> dict[str, dict]:            # Scores by model and kind of answers, also in `scores.json`
     "Greedy and sampled answers of both models to the test clips, and their scores"
     run, scores, process = Path(run), {}, PartialState()
-    mode = mode or json.loads((run / "cold_start/run.json").read_text())["mode"]
+    mode = mode or read_json(run / "cold_start/run.json")["mode"]
     test = run_splits(run)["test"]
     for name in ("cold_start", "grpo"):
         model, processor = load_run_stage(run, name)

@@ -186,12 +186,16 @@ def _read_excel(path, columns):
     except ValueError as e: raise ValueError(f"{path}: {e}") from None
 
 # %% ../nbs/machinery/tables.ipynb #5b6c5ed0
-def _records(path, data):
+def _is_jsonl(data):
+    "Are there several lines, and is the first one json by itself?"
+    first, _, others = data.strip().partition(b"\n")
+    try: return bool(others) and json.loads(first) is not None
+    except (ValueError, RecursionError): return False
+
+def _records(path, data, column):
     "Pairs of name and record of a json or jsonl file; the settings that head replies are no record"
-    try: held = json.loads(data)
-    except ValueError: held = read_jsonl(path)   # several lines
-    else: held = read_json(path)
-    if isinstance(held, dict) and "name" in held: held = [held]
+    held = read_jsonl(path) if _is_jsonl(data) else read_json(path)
+    if isinstance(held, dict) and {"name", column} <= held.keys(): held = [held]
     if isinstance(held, dict): return list(held.items())
     if other := [x for x in held if not isinstance(x, dict)]:
         raise ValueError(f"{path}: {shorten(other[0])} is no object with a name")
@@ -200,7 +204,7 @@ def _records(path, data):
 # %% ../nbs/machinery/tables.ipynb #ae640c9b
 def _json_column(path, data, column):
     "Name -> value of a json or jsonl file"
-    records = _records(path, data)
+    records = _records(path, data, column)
     if other := [name for name, _ in records if not isinstance(name, str)]:
         raise ValueError(f"{path}: a name must be text in quotes, not {shorten(other[0])}")
     records = [(clean_name(name), x) for name, x in records]
@@ -320,6 +324,7 @@ def _read_entries(path):
     with zipfile.ZipFile(path) as z:
         size = sum(entry.file_size for entry in z.infolist())
         if size > _MAX_BYTES: raise ValueError(f"it would unpack to {size:,} bytes")
+        if len(set(z.namelist())) < len(z.namelist()): raise ValueError("an entry comes twice")
         return {name.removesuffix(".npy"): _read_entry(io.BytesIO(z.read(name)))
                 for name in z.namelist()}
 

@@ -95,6 +95,13 @@ def read_json(
     "What a json file holds; raises ValueError that names the file and the line"
     return _loads(decode_text(path, file_bytes(path), "json"), path)
 
+# %% ../nbs/machinery/text_files.ipynb #58208f02
+def _is_cut(line):
+    "Is this half a line of a jsonl file? It may end inside of a character"
+    try: return bool(line.strip()) and not isinstance(json.loads(line), dict)
+    except ValueError: return True
+    except RecursionError: return False
+
 # %% ../nbs/machinery/text_files.ipynb #6d19ed78
 def read_jsonl(
     path: str | Path,   # A file with a json object in each line
@@ -102,8 +109,7 @@ def read_jsonl(
     "The objects of a jsonl file; half a line at its end is dropped with a warning"
     data = file_bytes(path)
     whole, _, last = data.rpartition(b"\n")
-    try: json.loads(last or b"0")
-    except ValueError:   # half a character, too
+    if _is_cut(last):
         warnings.warn(f"{path}: the last line is cut and left out: {shorten(last)}", stacklevel=2)
         data = whole
     lines = enumerate(decode_text(path, data, "jsonl").split("\n"), 1)

@@ -156,7 +156,8 @@ def answer_files(
     names = key.lower(), f"results-{key.lower()}"
     folders = [d for d in Path(predictions).iterdir() if d.is_dir() and d.name.lower() in names]
     found = {}
-    for path in sorted(f for d in folders for f in d.rglob(f"*{suffix}")):
+    files = (f for d in folders for f in d.rglob(f"*{suffix}") if f.name[0] != ".")   # of a Mac
+    for path in sorted(files):
         number = _checkpoint_number(path, suffix)
         if number in found:
             raise ValueError(

@@ -6,7 +6,9 @@ Each runs a small fixed budget here, and a larger one, with new inputs each time
 
 An input that once failed is kept as an `@example`.
 """
+import csv as csv_files
 import io
+import json
 import os
 import pickle
 import warnings
@@ -24,7 +26,8 @@ from affectgpt_r1.labels import parse_labels, parse_response
 from affectgpt_r1.media import read_faces, read_video, read_waveform
 from affectgpt_r1.metrics import ew_rewards, ew_score
 from affectgpt_r1.subtitles import read_subtitle
-from affectgpt_r1.tables import read_csv, read_npz, read_sheet
+from affectgpt_r1.tables import read_column, read_csv, read_npz, read_sheet
+from affectgpt_r1.text_files import clean_name, read_json, read_jsonl
 from affectgpt_r1.unibench import read_answers, read_gold
 from affectgpt_r1.wheel_files import read_format_csv, read_wheel_sheet
 from affectgpt_r1.wheels import load_wheels
@@ -160,6 +163,60 @@ def test_csv_of_clips(tmp_path, data):
     if table is not None:
         assert len(table) and table.index.is_unique
         assert all(isinstance(x, str) for x in [*table.index, *table["openset"]])
+
+
+written = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+words = written | st.sampled_from([x for x in [*WORDS, *CELLS] if x not in ("\x00", "\ud800")])
+clips = st.dictionaries((words | st.sampled_from(["007", "7", "NA", "1e5", "18_19", "1.0"])).map(
+    clean_name).filter(bool), words, min_size=1, max_size=6)
+
+
+@fuzz
+@example({"a": ' "'}, ",", csv_files.QUOTE_MINIMAL, "\n", [])
+@given(clips, st.sampled_from(",;\t"), st.sampled_from([csv_files.QUOTE_MINIMAL,
+                                                        csv_files.QUOTE_ALL]),
+       st.sampled_from(["\n", "\r\n"]), st.sampled_from([[], [""], ["", ""]]))
+def test_csv_comes_back(tmp_path, held, separator, quoting, end, more):
+    "What a program writes is read as the same text, whatever separates the cells"
+    with open(tmp_path/"x.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv_files.writer(file, delimiter=separator, quoting=quoting, lineterminator=end)
+        writer.writerow(["name", "openset"])
+        writer.writerows([name, cell, *more] for name, cell in held.items())
+    assert read_csv(tmp_path/"x.csv", ["openset"])["openset"].to_dict() == held
+    assert read_column(tmp_path/"x.csv", "openset") == held
+
+
+@fuzz
+@given(clips, st.integers(0, 10**4))
+def test_json_comes_back(tmp_path, held, cut):
+    "Names and texts come back; of a file that is cut, its whole lines"
+    records = [dict(name=name, reply=reply) for name, reply in held.items()]
+    lines = [json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in records]
+    whole, path = b"".join(lines), tmp_path/"x.jsonl"
+    for name, data in (("x.jsonl", whole), ("x.json", json.dumps(held).encode()),
+                       ("y.json", json.dumps(records).encode())):
+        (tmp_path/name).write_bytes(data)
+        assert read_column(tmp_path/name, "reply") == held
+    path.write_bytes(whole[:cut % len(whole)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kept = read_jsonl(path)
+    done = sum(len(whole[:cut % len(whole)]) >= sum(map(len, lines[:i + 1])) - 1
+               for i in range(len(lines)))
+    assert kept == records[:done]
+
+
+@fuzz
+@example(b'{"a": 1, "a": 2}')
+@example(b"[" * 9999)
+@given(st.binary(max_size=80) | text.map(encoded) | st.builds(
+    lambda x, how: changed(json.dumps([dict(name="a", reply=x)]).encode(), how), text, changes))
+def test_json_of_any_bytes(tmp_path, data):
+    survives(read_json, tmp_path/"x.json", data)
+    survives(read_jsonl, tmp_path/"x.jsonl", data)
+    for name in ("x.json", "x.csv"):
+        found = survives(lambda path: read_column(path, "reply"), tmp_path/name, data) or {}
+        assert all(isinstance(name, str) and name for name in found)
 
 
 @fuzz

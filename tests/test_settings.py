@@ -4,6 +4,7 @@ Command line, YAML, TOML, recipes and the parameters of notebooks, which all rea
 """
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,7 @@ trl = {}
     ("{steps = 0}", "{trl = {temprature = 1.3}}", "did you mean 'temperature'"),
     ("{steps = 0}", '{trl = {bf16 = "perhaps"}}', "bf16 must be true or false"),
     ("seeds", "seed", "has no setting 'seed'; did you mean 'seeds'"),
+    ("seeds = [0]", 'seeds = ["a"]', "a seed must be a whole number"),
     ('gold = "all"\n', "", "has no defaults.gold"), ("steps = 1", "steps = ", "at line 8")])
 def test_ablation_faults(tmp_path, old, new, message):
     (tmp_path/"x.toml").write_text(TOML)
@@ -235,6 +237,14 @@ def test_the_command_refuses_before_it_runs(tmp_path):
                            "-p", "sead", "1"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode and "did you mean 'seed'" in done.stderr
     assert not list((tmp_path/"o").glob("*"))
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="the command make is not installed")
+def test_variables_of_make():
+    def make(*given): return subprocess.run(["make", "-n", "-C", ROOT, *given, "help"],
+                                            capture_output=True, text=True)
+    assert "no variable ARG: there are PYTHON and ARGS" in make("ARG=--seed 1").stderr
+    assert make("ARGS=--seed 1", "PYTHON=python3").returncode == 0
 
 
 def test_settings_of_a_function():

@@ -140,6 +140,16 @@ def test_broken_bytes_never_fail_in_another_way(changes):
             assert "x.npz: " in str(e)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_entry_that_comes_twice(tmp_path):
+    file = io.BytesIO()
+    np.save(file, np.arange(3))
+    with zipfile.ZipFile(tmp_path/"x.npz", "w") as z:
+        for _ in range(2): z.writestr("x.npy", file.getvalue())
+    with pytest.raises(ValueError, match="x.npz: .*an entry comes twice"):
+        read_npz(tmp_path/"x.npz")
+
+
 def test_files_that_would_fill_the_memory(tmp_path, monkeypatch):
     file = io.BytesIO()
     header = dict(descr="<f8", fortran_order=False, shape=(10**15,))
@@ -294,7 +304,9 @@ def test_json_that_is_none_names_its_line(tmp_path):
             ("x.json", '{\n "a": 1,\n b}', "x.json: is no json: .* in line 3, column 2"),
             ("x.jsonl", '{"a": 1}\n{"a": 1\n{"a": 1}\n', "x.jsonl, line 2: is no json"),
             ("y.jsonl", '{"a": 1}\n[1]\n', "y.jsonl: no json object in line 2"),
+            ("y.json", '[\n {"name": "a"},\n {"name" "b"}\n]\n', "y.json: is no json: .* line 3"),
             ("x.json", "[" * 10**5, "x.json")]:
         (tmp_path/file).write_text(text)
         read = read_jsonl if file.endswith("l") else read_json
         with pytest.raises(ValueError, match=message): read(tmp_path/file)
+        with pytest.raises(ValueError, match=message): read_column(tmp_path/file, "x")

@@ -189,3 +189,12 @@ def test_needs_numpy_and_pandas_only():
     heavy = "{'torch', 'transformers', 'datasets', 'scipy', 'sklearn', 'av', 'openpyxl'}"
     code = f"import sys, affectgpt_r1.unibench; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_hidden_files_beside_answers(tmp_path):
+    "A Mac writes ._epoch1-openset.npz beside each file: that is no second answer to the same clips"
+    (tmp_path/"meld").mkdir()
+    np.savez(tmp_path/"meld/epoch1-openset.npz", filenames=["a"], fileitems=["[sad]"])
+    (tmp_path/"meld/._epoch1-openset.npz").write_bytes(b"\0\5\26\7")
+    (tmp_path/"._meld").write_bytes(b"\0\5\26\7")
+    assert list(answer_files(tmp_path, "MELD")) == [1]

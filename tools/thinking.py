@@ -22,6 +22,7 @@ from affectgpt_r1.ablation import log_curves
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.labels import parse_response
 from affectgpt_r1.records import made_by
+from affectgpt_r1.tables import read_column
 from tools.results import OUT
 
 MODES, SHOWN = ("answer", "think"), 6
@@ -30,10 +31,7 @@ LOGGED = {"f": "answer/f", "written": "answer/written", "tokens": "completions/m
 
 def replies(run, stage, kind="greedy"):
     "What a stage of a run answered to the test clips, by clip"
-    table = pd.read_json(run / f"predictions/{stage}-{kind}.jsonl", lines=True).dropna(
-        subset="reply"
-    )  # the first line says what was asked
-    return dict(zip(table["name"], table["reply"]))
+    return read_column(run / f"predictions/{stage}-{kind}.jsonl", "reply")
 
 
 def scores(run, mode, seed):
