@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from .chats import check_text, control_tokens, truncate_text
 from .checkpoints import adapters_for, find_base, hide_known_warnings
-from .fingerprints import rows_hash, weights_hash
+from .fingerprints import weights_hash
 from .labels import MODES, check_mode, make_target
 from .modeling import AffectGPTForConditionalGeneration
 from .processing import TAGS, AffectGPTProcessor, make_prompt
-from .recipes import stage_settings
+from .recipes import check_amounts, check_settings, stage_settings
 from .training import (
-    check_rows, finish_training, finished_log, refuse_second_names,
-    run_training, start_or_resume, trainer_settings)
+    check_rows, clips_of_run, finish_training, finished_log, refuse_second_names, run_training,
+    start_or_resume, trainer_settings)
 
 # %% ../nbs/09_coldstart.ipynb #c007
 def target_text(
@@ -102,10 +102,17 @@ class Collator(_EpochCounter):
 _SECOND_NAMES = dict(   # trl's name -> ours
     output_dir="out", num_train_epochs="epochs", per_device_train_batch_size="batch_size",
     eval_steps="save_steps")
+_OURS = dict(   # what trl has another name for, or does not know
+    mode=str, lora=bool | LoraConfig | None, shuffle_labels=bool, epochs=float, batch_size=int,
+    max_new_tokens=int)
+
+# %% ../nbs/09_coldstart.ipynb #d281e27d
+_LENGTHS = ("epochs", "batch_size")   # settings that trl knows by other names
 
 
 def _sft_config(out, settings, validation):
     "trl's configuration of a cold start"
+    settings = {k: v for k, v in settings.items() if k not in _OURS or k in _LENGTHS}
     ours = dict(
         num_train_epochs=settings.pop("epochs"),
         per_device_train_batch_size=settings.pop("batch_size"), logging_steps=5,
@@ -116,21 +123,32 @@ def _sft_config(out, settings, validation):
         per_device_eval_batch_size=ours["per_device_train_batch_size"])
     return SFTConfig(str(out), **trainer_settings() | ours | settings)
 
+
+def _check_batches(n_clips, args):
+    "Raises ValueError where there are too few clips for a single batch"
+    wanted = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and n_clips < wanted:
+        raise ValueError(f"a batch takes {wanted} clips, in {args.world_size} processes, there are "
+                         f"{n_clips}, and smaller batches are dropped (dataloader_drop_last)")
+
 # %% ../nbs/09_coldstart.ipynb #86ef6288
 def _settings(model, recipe, changes):
     "All settings of a cold start; raises ValueError for trl's name of one, or an unknown mode"
     refuse_second_names(changes, _SECOND_NAMES)
     settings = stage_settings(model, "sft", recipe, changes)
+    check_settings(settings, SFTConfig, _OURS)
+    check_amounts(settings, "batch_size", "max_new_tokens", "max_steps", "save_steps")
     check_mode(settings["mode"], (*MODES, "mixed"))
     return settings | dict(lora=adapters_for(model, settings["lora"], "lora" in changes))
 
 
-def _open_run(model, dataset, out, settings, validation):
+def _open_run(model, processor, dataset, out, settings, validation):
     "The checkpoint to resume from; `run.json` gets everything that decides the numbers of the run"
+    mode = settings["mode"]
     return start_or_resume(
         out, stage="cold start", start=weights_hash(model), **settings,
-        validation=validation and list(validation["name"]),
-        clips=rows_hash(dataset, ["name", "labels"]))
+        **clips_of_run(processor, dataset, mode),
+        validation=clips_of_run(processor, validation, mode))
 
 # %% ../nbs/09_coldstart.ipynb #k033
 @hide_known_warnings()
@@ -146,23 +164,25 @@ def cold_start(
 ) -> list[dict]:                     # trl's log history
     "Supervised fine-tuning; saves all weights or adapters to `out`"
     check_rows(dataset)
+    if validation is not None: check_rows(validation, "validation set")
     settings = _settings(model, recipe, dict(seed=0) | changes)
-    resume = _open_run(model, dataset, out, settings, validation)
+    args = _sft_config(out, settings, validation)
+    _check_batches(len(dataset), args)
+    resume = _open_run(model, processor, dataset, out, settings, validation)
     if (log := finished_log(model, out)) is not None: return log
     if settings["lora"]: find_base(model, out)
-    return _train(model, processor, dataset, out, settings, validation, callbacks, resume)
+    return _train(model, processor, dataset, args, settings, validation, callbacks, resume)
 
 # %% ../nbs/09_coldstart.ipynb #1dac59ff
-def _train(model, processor, dataset, out, settings, validation, callbacks, resume):
+def _train(model, processor, dataset, args, settings, validation, callbacks, resume):
     "Train with trl's `SFTTrainer`, and save"
-    mode, max_new_tokens = settings.pop("mode"), settings.pop("max_new_tokens")
-    lora, shuffle, seed = settings.pop("lora"), settings.pop("shuffle_labels"), settings["seed"]
-    collator = Collator(processor, mode, seed if shuffle else None, max_new_tokens)
-    set_seed(seed)   # the first weights of the adapters depend on it
+    mode, max_new_tokens = settings["mode"], settings["max_new_tokens"]
+    seed = args.seed if settings["shuffle_labels"] else None
+    collator = Collator(processor, mode, seed, max_new_tokens)
+    set_seed(args.seed)   # the first weights of the adapters depend on it
     trainer = SFTTrainer(
-        model, _sft_config(out, settings, validation), collator, train_dataset=dataset,
-        eval_dataset=validation, processing_class=processor, peft_config=lora,
-        callbacks=[collator, *callbacks])
+        model, args, collator, train_dataset=dataset, eval_dataset=validation,
+        processing_class=processor, peft_config=settings["lora"], callbacks=[collator, *callbacks])
     log = run_training(trainer, "cold start", resume)
-    finish_training(trainer, processor, out, log, max_new_tokens, mode)
+    finish_training(trainer, processor, args.output_dir, log, max_new_tokens, mode)
     return log

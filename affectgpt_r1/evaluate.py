@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from .endpoints import ChatEndpoint, ReplyCache
-from .fingerprints import file_hash, short_hash, weights_hash
+from .fingerprints import generation_hash, inputs_of, short_hash, weights_hash
 from .labels import check_mode, parse_labels, parse_response
 from .messages import list_some
 from .metrics import ew_interval, ew_rewards, ew_score
@@ -67,54 +67,14 @@ class _Sampling:
         return sampling_processors(
             asked, seed, max_new_tokens, self.temperature, self.top_p, self.top_k)
 
-# %% ../nbs/12_evaluate.ipynb #e8b10dc7
-def _json_hash(x) -> str:
-    "A hash of nested lists and dicts"
-    return short_hash(json.dumps(x, sort_keys=True, default=str))
-
-def _content(path) -> str:
-    "Hash of a file; a path without a file stands for itself"
-    return file_hash(path) if Path(path).is_file() else str(path)
-
-def _contents(paths) -> list[str]:
-    with ThreadPoolExecutor() as pool: return list(pool.map(_content, paths))
-
-def _media_hash(processor, rows) -> str:
-    "A hash of the files that the model gets, in the order of the clips"
-    def pictures(row):
-        face = getattr(processor, "visual", "frame") == "face" and row.get("face")
-        return face or row["video"] or ""
-    files = [path for row in rows for path in (pictures(row), row["audio"] or "")]
-    return short_hash(*chain.from_iterable(share_batches(_contents, files, 256)))
-
-# %% ../nbs/12_evaluate.ipynb #9d1dbd4e
-def _processor_hash(processor) -> str:
-    "A hash of how a processor prepares media and words"
-    fields = processor.to_dict() if hasattr(processor, "to_dict") else {}
-    fields = {k: v for k, v in fields.items() if k != "processor_class"}
-    tokenizer = getattr(processor, "tokenizer", None)
-    return _json_hash([fields, tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}])
-
 # %% ../nbs/12_evaluate.ipynb #7b7e4063
-def _config_hash(model, config) -> str:
-    "A hash of how a model writes, but for the length, which has a name of its own"
-    own = getattr(model.generation_config, "to_diff_dict", dict)()   # where `config` is open
-    passing = {"max_new_tokens", "transformers_version", "_from_model_config"}
-    fields = own | config.to_diff_dict()
-    return _json_hash({name: x for name, x in fields.items() if name not in passing})
-
-def _clips_settings(processor, rows, chats) -> dict:
-    "Hashes of what is asked, and about what"
-    prompts = processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-    return dict(clips=short_hash(*(row["name"] for row in rows)), prompts=_json_hash(prompts),
-                media=_media_hash(processor, rows), processor=_processor_hash(processor))
-
 def _settings(model, processor, rows, chats, config, sampling, **more) -> dict:
     "What two runs must share for their replies to be the same; `more`: mode, seed, shuffle_media"
     fields = dict.fromkeys(_Sampling.__annotations__) | (asdict(sampling) if sampling else {})
     if not (sampling or more["shuffle_media"]): more["seed"] = None
-    return dict(model=weights_hash(model), **_clips_settings(processor, rows, chats),
-                max_new_tokens=config.max_new_tokens, generation=_config_hash(model, config),
+    writes = generation_hash(model.generation_config, config)
+    return dict(model=weights_hash(model), **inputs_of(processor, rows, chats),
+                max_new_tokens=config.max_new_tokens, generation=writes,
                 sample=bool(sampling), **fields, **more)
 
 # %% ../nbs/12_evaluate.ipynb #74dd5534

@@ -8,6 +8,7 @@ __all__ = ['group_advantages', 'clipped_loss', 'aggregate_loss', 'kl_estimate', 
 
 # %% ../nbs/11_grpo.ipynb #c003
 import math
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,26 +17,27 @@ from typing import Any
 import pandas as pd
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import TrainerCallback, set_seed
 from trl import GRPOConfig
 
+# %% ../nbs/11_grpo.ipynb #f342ff60
 from .checkpoints import adapters_for, find_base, hide_known_warnings
-from .fingerprints import rows_hash, weights_hash
+from .fingerprints import function_hash, generation_hash, weights_hash
 from .grpo_trainer import (
     AffectGRPOTrainer, HeldOutTrainer, check_clips_reach_policy, steps_between_samplings)
-from .guards import guard_rewards
+from .guards import guard_rewards, reward_name
 from .inference import generate_replies, generation_config
-from .labels import check_mode, completion_text, parse_response
+from .labels import check_mode, completion_text, make_target, parse_response
 from .metrics import ew_score
 from .modeling import AffectGPTForConditionalGeneration
 from .processes import share_batches
 from .processing import AffectGPTProcessor, make_prompt
-from .recipes import stage_settings
+from .recipes import check_amounts, check_settings, stage_settings
 from .rewards import make_rewards
 from .training import (
-    check_rows, finish_training, finished_log, refuse_second_names,
-    run_training, start_or_resume, trainer_settings)
+    check_rows, clips_of_run, finish_training, finished_log, refuse_second_names, run_training,
+    start_or_resume, trainer_settings)
 from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/11_grpo.ipynb #c008
@@ -159,13 +161,15 @@ def _check_answers(num_prompts, num_generations, micro_batch):
                          "of a step")
 
 # %% ../nbs/11_grpo.ipynb #608e35f9
-def _check_clips(n_clips, args):
+def _check_clips(n_clips, num_prompts, args):
     "Raises ValueError where one sampling takes more clips than there are: it would take none"
     wanted = args.generation_batch_size // args.num_generations   # of all processes together
-    if wanted > n_clips:
-        raise ValueError(
-            f"num_prompts is too large: one sampling takes {wanted} clips, in {args.world_size} "
-            f"processes, and there are {n_clips}; take fewer per step")
+    if wanted <= n_clips: return
+    fits = num_prompts * args.world_size <= n_clips
+    name = "steps_per_generation or generation_batch_size" if fits else "num_prompts"
+    raise ValueError(
+        f"{name} is too large: one sampling takes {wanted} clips, in {args.world_size} "
+        f"processes, and there are {n_clips}; take fewer per step, or {wanted} clips")
 
 # %% ../nbs/11_grpo.ipynb #0d9dfec6
 def _refuse_blind_samplers(changes):
@@ -176,6 +180,9 @@ def _refuse_blind_samplers(changes):
                              "so the answers would be about nothing. Leave it out")
 
 # %% ../nbs/11_grpo.ipynb #c2ff2fd1
+_OURS = dict(   # what trl has another name for, or does not know
+    mode=str, rewards=str, penalty=str | None, lora=bool | LoraConfig | None, steps=int,
+    num_prompts=int, micro_batch=int | None, max_new_tokens=int, scale_rewards=str | bool)
 _DEFAULTS = dict(   # fields of trl's configuration that no recipe decides
     use_bias_correction_kl=True, logging_steps=1, log_completions=True,
     num_completions_to_print=0, save_strategy="steps", save_total_limit=1)
@@ -195,8 +202,12 @@ def _step_fields(settings, held_out):
     return fields
 
 # %% ../nbs/11_grpo.ipynb #c0f9f973
+_REWARDS = ("rewards", "penalty")   # settings that `make_rewards` takes
+
+
 def _grpo_config(out, processor, settings, weights, held_out):
     "trl's configuration: our defaults, then the recipe, then further fields that the user gave"
+    settings = {k: v for k, v in settings.items() if k not in ("mode", "lora", *_REWARDS)}
     fields = _DEFAULTS | _step_fields(settings, held_out) | dict(reward_weights=weights)
     generation = {"suppress_tokens": processor.placeholder_ids}
     generation |= settings.pop("generation_kwargs", None) or {}
@@ -212,23 +223,36 @@ def _settings(model, recipe, changes):
     refuse_second_names(changes, _SECOND_NAMES)
     _refuse_blind_samplers(changes)
     settings = stage_settings(model, "grpo", recipe, dict(seed=0) | changes)
+    check_settings(settings, GRPOConfig, _OURS)
     check_mode(settings["mode"])
-    answers = settings["num_prompts"] * settings["num_generations"]
-    settings["micro_batch"] = settings.get("micro_batch") or answers
     sizes = ("num_prompts", "num_generations", "micro_batch")
+    check_amounts(settings, "steps", "max_new_tokens", *sizes)
+    if settings.get("micro_batch") is None:
+        settings["micro_batch"] = settings["num_prompts"] * settings["num_generations"]
     _check_answers(*(settings[name] for name in sizes))
     return settings | dict(lora=adapters_for(model, settings["lora"], "lora" in changes))
 
+# %% ../nbs/11_grpo.ipynb #bc35bf58
+def _check_length(processor, mode, max_new_tokens):
+    "Raises ValueError where not even the shortest answer can end: each would be cut"
+    shortest = make_target(["sad"], mode, think="x")
+    needed = len(processor.tokenizer(shortest)["input_ids"]) + 1   # the token that ends it
+    if max_new_tokens < needed:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}, and {shortest!r} takes {needed}: "
+                         "every answer would be cut")
+
 # %% ../nbs/11_grpo.ipynb #4c2ae1a3
-def _open_run(model, rows, out, settings, rewards):
+def _open_run(model, processor, rows, out, settings, rewards, wheels):
     "The checkpoint to resume from; `run.json` gets everything that decides the numbers of the run"
-    dataset, validation = rows
+    (dataset, validation), mode = rows, settings["mode"]
     settings = {k: v for k, v in settings.items() if k != "micro_batch"}
-    names = {f.__name__: weight for f, weight in zip(*rewards)}
+    parts = [[reward_name(f), weight, function_hash(f)] for f, weight in zip(*rewards)]
+    judged = validation and (wheels or load_wheels()).fingerprint[:16]
     return start_or_resume(
-        out, stage="grpo", start=weights_hash(model), **settings | dict(rewards=names),
-        validation=validation and list(validation["name"]),
-        clips=rows_hash(dataset, ["name", "labels"]))
+        out, stage="grpo", start=weights_hash(model), **settings | dict(rewards=parts),
+        **clips_of_run(processor, dataset, mode), wheels=judged,
+        validation=clips_of_run(processor, validation, mode),
+        sampling=generation_hash(model.generation_config))
 
 # %% ../nbs/11_grpo.ipynb #8a725b58
 def _rewards(asked, settings, wheels):
@@ -240,9 +264,17 @@ def _rewards(asked, settings, wheels):
     for function in asked[0]:
         made_for = getattr(function, "mode", mode)
         if made_for != mode:
-            raise ValueError(f"the reward {function.__name__!r} was made for mode {made_for!r}, "
-                             f"and this run trains mode {mode!r}")
-    return asked
+            raise ValueError(f"the reward {reward_name(function)!r} was made for mode "
+                             f"{made_for!r}, and this run trains mode {mode!r}")
+    return _checked(*asked)
+
+
+def _checked(functions, weights):
+    "Rewards with weights of which at least one counts"
+    if len(functions) != len(weights):
+        raise ValueError(f"there are {len(functions)} rewards and {len(weights)} weights")
+    if not any(weights): raise ValueError("no reward counts: there is none with a weight but 0")
+    return functions, weights
 
 # %% ../nbs/11_grpo.ipynb #g049
 @hide_known_warnings()
@@ -260,25 +292,26 @@ def train_grpo(
 ) -> list[dict]:                         # trl's log history
     "GRPO on the given rewards; saves all weights or adapters to `out`"
     check_rows(dataset)
+    if validation is not None: check_rows(validation, "validation set")
     settings = _settings(model, recipe, changes)
+    _check_length(processor, settings["mode"], settings["max_new_tokens"])
     rewards, rows = _rewards(rewards, settings, wheels), (dataset, validation)
-    resume = _open_run(model, rows, out, settings, rewards)
+    args = _grpo_config(out, processor, settings, rewards[1], validation)
+    _check_clips(len(dataset), settings["num_prompts"], args)
+    resume = _open_run(model, processor, rows, out, settings, rewards, wheels)
     if (log := finished_log(model, out)) is not None: return log
-    return _train(model, processor, rows, rewards, out, settings, wheels, callbacks, resume)
+    return _train(model, processor, rows, rewards, args, settings, wheels, callbacks, resume)
 
 # %% ../nbs/11_grpo.ipynb #751f8d2e
-def _train(model, processor, rows, rewards, out, settings, wheels, callbacks, resume):
+def _train(model, processor, rows, rewards, args, settings, wheels, callbacks, resume):
     "Train with `HeldOutTrainer`, and save"
-    (dataset, validation), (functions, weights) = rows, rewards
-    mode, lora, limit = settings.pop("mode"), settings.pop("lora"), settings["max_new_tokens"]
+    (dataset, validation), out = rows, args.output_dir
+    mode, lora, limit = (settings[name] for name in ("mode", "lora", "max_new_tokens"))
     if lora: find_base(model, out)
-    for name in ("rewards", "penalty"): settings.pop(name, None)
     train, held_out = grpo_rows(dataset, mode), validation and grpo_rows(validation, mode)
-    args = _grpo_config(out, processor, settings, weights, held_out)
-    _check_clips(len(train), args)
     set_seed(args.seed)   # the first weights of the adapters depend on it
     trainer = HeldOutTrainer(
-        model, guard_rewards(functions, mode, out), args, train, processing_class=processor,
+        model, guard_rewards(rewards[0], mode, out), args, train, processing_class=processor,
         eval_dataset=held_out, peft_config=lora, callbacks=list(callbacks))
     trainer.score = partial(held_out_score, processor=processor, dataset=validation, mode=mode,
                             wheels=wheels, max_new_tokens=limit)
@@ -292,9 +325,17 @@ def read_completions(
 ) -> pd.DataFrame:      # step, clip, completion, one column for each reward, advantage
     "The answers that a run has sampled"
     files = sorted(Path(out, "completions").glob("*.parquet"))
-    if not files:
+    tables = [x for x in map(_read_table, files) if x is not None]
+    if not tables:
         raise FileNotFoundError(f"{out} holds no completions; were they logged "
                                 "(`log_completions`)?")
-    table = pd.concat(map(pd.read_parquet, files), ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
     texts = table["completion"].map(completion_text)
     return table.drop(columns="prompt").assign(completion=texts)
+
+# %% ../nbs/11_grpo.ipynb #7bd5b6d2
+def _read_table(file):
+    "A table of answers; None where the process was killed while it wrote it"
+    try: return pd.read_parquet(file)
+    except (OSError, ValueError) as e:
+        warnings.warn(f"{file} is cut short and is left out ({e})", stacklevel=3)

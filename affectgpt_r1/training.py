@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['LOGGING_SETTINGS', 'trainer_settings', 'refuse_second_names', 'check_rows', 'Progress', 'last_checkpoint',
-           'start_or_resume', 'TrainingStopped', 'training_stopped', 'GradientCheck', 'run_training', 'finish_training',
-           'finished_log']
+           'clips_of_run', 'start_or_resume', 'TrainingStopped', 'training_stopped', 'GradientCheck', 'run_training',
+           'finish_training', 'finished_log']
 
 # %% ../nbs/machinery/training.ipynb #c003
+import errno
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
+# %% ../nbs/machinery/training.ipynb #911ee352
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset
@@ -23,10 +26,13 @@ from tqdm.notebook import tqdm as notebook_tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from .checkpoints import load_stage, save_stage
-from .fingerprints import differences
+from .fingerprints import differences, inputs_of, rows_hash
+from .labels import MODES
 from .messages import list_some
 from .modeling import AffectGPTForConditionalGeneration
-from .processing import AffectGPTProcessor
+from .outcomes import check_outcome, trained_weights
+from .processes import compute_once, rank_and_world_size
+from .processing import AffectGPTProcessor, make_prompt
 
 # %% ../nbs/machinery/training.ipynb #c015
 def trainer_settings() -> dict:    # Arguments for a trl config
@@ -52,14 +58,15 @@ def refuse_second_names(
 
 # %% ../nbs/machinery/training.ipynb #k033
 def check_rows(
-    dataset: Dataset,  # Rows to learn from
+    dataset: Dataset,  # Rows to learn from, or to choose a checkpoint on
+    what: str = "data set",   # What it is called in a message
 ) -> None:
     "Raises ValueError where there are no clips, or clips without gold labels"
     if not len(dataset):
-        raise ValueError("there is nothing to learn from: the data set holds no clips")
+        raise ValueError(f"there is nothing to learn from: the {what} holds no clips")
     if "labels" not in dataset.column_names:
         columns = list_some(dataset.column_names)
-        raise ValueError(f"the data set has no column `labels`; it has {columns}")
+        raise ValueError(f"the {what} has no column `labels`; it has {columns}")
     clips = zip(dataset["name"], dataset["labels"])
     if empty := [name for name, labels in clips if not labels]:
         raise ValueError(f"{len(empty)} of {len(dataset)} clips have no gold labels: "
@@ -133,6 +140,18 @@ def last_checkpoint(
     complete = [folder for folder in folders if _is_complete(folder)]
     return complete[-1] if complete else None
 
+# %% ../nbs/machinery/training.ipynb #bff8d6e9
+def clips_of_run(
+    processor: AffectGPTProcessor,   # Of the model
+    dataset: Dataset | None,         # Rows to learn from, or to choose a checkpoint on
+    mode: str,                       # "answer", "think" or "mixed"
+) -> dict[str, str] | None:          # clips, prompts, media, processor; None without a data set
+    "Hashes of all that a model gets of some clips, and of what it should say"
+    if dataset is None: return None
+    texts = [c for c in ("name", "labels", "description") if c in dataset.column_names]
+    chats = [make_prompt(row, m) for m in MODES if mode in (m, "mixed") for row in dataset]
+    return inputs_of(processor, list(dataset), chats) | dict(clips=rows_hash(dataset, texts))
+
 # %% ../nbs/machinery/training.ipynb #k019
 LOGGING_SETTINGS = {   # trl settings that change no number
     "report_to", "run_name", "logging_steps", "logging_dir", "project", "trackio_space_id",
@@ -144,24 +163,67 @@ def _as_dict(value):
     "What json does not know, as a dict or a text: the configuration of adapters, a path"
     return value.to_dict() if hasattr(value, "to_dict") else str(value)
 
+# %% ../nbs/machinery/training.ipynb #37b31c69
+def _read_json(path):
+    "What a file of json holds; {} where there is none, or it was cut short"
+    try: return json.loads(Path(path).read_text())
+    except (FileNotFoundError, ValueError): return {}
+
+
+def _write_json(path, values):
+    "Write a file of json under another name first, so that one that exists is complete"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(values, indent=1))
+    part.replace(path)
+
+# %% ../nbs/machinery/training.ipynb #eaaad3c5
+def _check_folder(out):
+    "Raises ValueError where `out` is a file, or holds a model that no training run has written"
+    if out.is_file(): raise ValueError(f"{out} is a file; `out` must be a folder")
+    names = ("config.json", "adapter_config.json")
+    if not (out / "run.json").exists() and any((out / name).exists() for name in names):
+        raise ValueError(f"{out} holds a model that no training run has written, and it would be "
+                         "written over; give another `out`")
+
+
+def _begin(out, settings):
+    "Write down what a run is that starts from the beginning"
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / "completions", ignore_errors=True)   # of a run that did not get far
+    _write_json(out / "run.json", settings)
+
+# %% ../nbs/machinery/training.ipynb #70a266b8
+def _check_same(out, found, settings):
+    "Raises ValueError where the run in `out` is another one than that of `settings`"
+    if unknown := [name for name in settings if name not in found]:
+        raise ValueError(f"{out} is from a run by another release, or with other settings: "
+                         f"{list_some(unknown)} is not on record. Delete it, or give another `out`")
+    if other := differences(found, settings):
+        raise ValueError(f"{out} is from a run with other settings: "
+                         f"{'; '.join(other)}. Delete it, or give another `out`")
+
 # %% ../nbs/machinery/training.ipynb #e220f705
 def start_or_resume(
     out: str | Path,   # Folder of the run
     **settings         # Everything that decides the numbers of this run
 ) -> Path | None:      # Checkpoint to resume from
     "Write down what the run is; raises ValueError where `out` holds another run"
-    path, checkpoint = Path(out) / "run.json", last_checkpoint(out)
     settings = {k: v for k, v in settings.items() if k not in LOGGING_SETTINGS}
+    settings |= dict(processes=rank_and_world_size()[1])
     settings = json.loads(json.dumps(settings, default=_as_dict))
-    found = json.loads(path.read_text()) if path.exists() else {}
-    is_finished = found.pop("finished", False)
-    if checkpoint is None and not is_finished:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1))
-    elif other := differences(found, settings):
-        raise ValueError(f"{checkpoint or out} is from a run with other settings: "
-                         f"{'; '.join(other)}. Delete {out}, or give another `out`")
+    return compute_once(partial(_start_or_resume, Path(out), settings))
+
+
+def _start_or_resume(out, settings):
+    "`start_or_resume` in the first process"
+    _check_folder(out)
+    found, checkpoint = _read_json(out / "run.json"), last_checkpoint(out)
+    if checkpoint is None and not found.get("finished"): _begin(out, settings)
+    else: _check_same(out, {k: v for k, v in found.items() if k not in _RESULTS}, settings)
     return checkpoint
+
+
+_RESULTS = ("finished", "done")   # what `run.json` gets at the end
 
 # %% ../nbs/machinery/training.ipynb #k023
 class TrainingStopped(RuntimeError):
@@ -192,6 +254,13 @@ class GradientCheck(TrainerCallback):
                 "not finite, and the step was not taken. Lower the learning rate "
                 f"(it is {args.learning_rate:g}) and start again.")
 
+# %% ../nbs/machinery/training.ipynb #ff51b8ea
+class _LastEvaluation(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        is_last = state.global_step >= state.max_steps and args.load_best_model_at_end
+        if is_last and not any("eval_ew_f" in r or "eval_loss" in r for r in state.log_history):
+            control.should_evaluate = control.should_save = True
+
 # %% ../nbs/machinery/training.ipynb #68705623
 def _expect_tied_weights(trainer):
     "Let the trainer warn only of keys that are missing from a checkpoint under each of their names"
@@ -221,15 +290,30 @@ def run_training(
 ) -> list[dict]:                   # The trainer's log history
     "Train, with one progress bar in place of trl's printing, and errors that say what to change"
     trainer.remove_callback(PrinterCallback)
-    for callback in (Progress(desc), GradientCheck()): trainer.add_callback(callback)
+    for callback in (Progress(desc), GradientCheck(), _LastEvaluation()):
+        trainer.add_callback(callback)
     _expect_tied_weights(trainer)
+    trainer.weights_at_start = trained_weights(trainer.model)
+    _train(trainer, desc, resume)
+    if trainer.state.global_step: return trainer.state.log_history
+    raise TrainingStopped(f"{desc}: not one step was taken, so nothing was learnt or saved. Are "
+                          "there enough clips for a batch?")
+
+# %% ../nbs/machinery/training.ipynb #2fd15a73
+def _train(trainer, desc, resume):
+    "`trainer.train()`, with errors that say what to change where memory or the disk is full"
     try: trainer.train(resume_from_checkpoint=resume and str(resume))
     except RuntimeError as e:
         if should_reduce_batch_size(e): raise _out_of_memory(trainer, desc, e) from e
         raise
-    if trainer.state.global_step: return trainer.state.log_history
-    raise TrainingStopped(f"{desc}: not one step was taken, so nothing was learnt or saved. Are "
-                          "there enough clips for a batch?")
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS): raise
+        raise _disk_full(trainer.args.output_dir, desc, e) from e
+
+
+def _disk_full(out, desc, error):
+    "The error to raise where nothing more can be written"
+    return training_stopped(out, f"{desc}: {out} cannot be written ({error}). Make room.")
 
 # %% ../nbs/machinery/training.ipynb #dd937619
 def finish_training(
@@ -240,18 +324,33 @@ def finish_training(
     max_new_tokens: int,    # Longest answer, written into the model's `generation_config`
     mode: str,              # Of these answers, written into its `config`
 ) -> None:
-    "Save what all processes have trained, from one of them, and delete the checkpoints"
+    "Check what all processes have trained, save it from one of them, and delete the checkpoints"
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     model, state_dict = trainer.accelerator.unwrap_model(trainer.model), None
     if sharded: state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    done = _check_outcome(trainer, state_dict, max_new_tokens)
     model.generation_config.max_new_tokens = max_new_tokens
     model.config.reply_mode = mode
-    if trainer.is_world_process_zero():
-        save_stage(model, processor, out, log, state_dict)
-        _mark_finished(out)
-        for folder in Path(out).glob("checkpoint-*"): shutil.rmtree(folder)
+    compute_once(partial(_save, model, processor, Path(out), log, state_dict, done))
     if not sharded: _remove_trl_forward(trainer.model)
-    trainer.accelerator.wait_for_everyone()
+
+# %% ../nbs/machinery/training.ipynb #a0c03416
+def _check_outcome(trainer, state_dict, max_new_tokens):
+    "What was done; raises TrainingStopped where that is nothing, and warns where it is less"
+    clips = trainer.clips_asked_about() if hasattr(trainer, "clips_asked_about") else None
+    check = partial(check_outcome, trainer.weights_at_start, state_dict or trainer.model,
+                    trainer.state, max_new_tokens, clips)
+    try: return compute_once(check)
+    except ValueError as e:
+        raise TrainingStopped(f"{trainer.args.output_dir}: {e} Nothing was saved") from e
+
+
+def _save(model, processor, out, log, state_dict, done):
+    "Save a result, mark it as finished, and delete the checkpoints"
+    try: save_stage(model, processor, out, log, state_dict)
+    except OSError as e: raise _disk_full(out, "saving the result", e) from e
+    _mark_finished(out, done)
+    for folder in out.glob("checkpoint-*"): shutil.rmtree(folder)
 
 # %% ../nbs/machinery/training.ipynb #dd222204
 def _remove_trl_forward(model):
@@ -259,10 +358,10 @@ def _remove_trl_forward(model):
     for part in model.modules(): vars(part).pop("forward", None)
 
 
-def _mark_finished(out):
-    "Note in `run.json` that the result is complete"
+def _mark_finished(out, done):
+    "Note in `run.json` that the result is complete, and what was done"
     path = Path(out) / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | dict(finished=True), indent=1))
+    _write_json(path, _read_json(path) | dict(finished=True, done=done))
 
 # %% ../nbs/machinery/training.ipynb #1f7062e5
 def finished_log(
@@ -270,8 +369,7 @@ def finished_log(
     out: str | Path,                                        # Folder of the run
 ) -> list[dict] | None:    # trl's log history; None where the run is not finished
     "The result of a run that has been finished before"
-    path = Path(out) / "run.json"
-    if not path.exists() or not json.loads(path.read_text()).get("finished"): return None
+    if not _read_json(Path(out) / "run.json").get("finished"): return None
     print(f"{out}: this run is finished, its result is loaded")
     if not (Path(out) / "adapter_config.json").exists():
         model.load_state_dict(load_stage(out)[0].state_dict())

@@ -332,7 +332,8 @@ def test_gradient_reaches_every_tensor_of_the_fusion_and_none_of_the_towers(lab)
 
 def test_a_copy_of_a_trained_model_goes_its_own_way(lab):
     model, processor = lab["fresh"]()
-    cold_start(model, processor, lab["captions"].select(range(8)), lab["root"] / "copied", epochs=1)
+    rows = lab["captions"].select(range(8))
+    cold_start(model, processor, rows, lab["root"] / "copied", epochs=1, warmup_steps=0)
     batch, twin = (
         processor.training_batch([make_prompt(lab["human"][0])], ["<answer>sad</answer>"]),
         copy.deepcopy(model).eval())
@@ -594,9 +595,11 @@ def test_a_run_killed_in_the_middle_of_a_step_ends_with_the_same_evaluation(lab)
         model, processor = lab["started"]()
         (accuracy, form), weights = make_rewards(
             "acc+format", wheels=load_wheels(), penalty="p3+1", mode="answer")
+        if kill: os.environ["KILL_AT"] = str(kill)   # of the child only
 
-        def deadly(completions, trainer_state, **columns):
-            if trainer_state.global_step == kill: os.kill(os.getpid(), signal.SIGKILL)
+        def deadly(completions, trainer_state, **columns):   # the same function in both processes
+            if str(trainer_state.global_step) == os.environ.get("KILL_AT"):
+                os.kill(os.getpid(), signal.SIGKILL)
             return form(completions, **columns)
 
         deadly.__name__ = "format"
@@ -781,7 +784,8 @@ def test_a_setting_of_the_cold_start_is_given_under_one_name(lab):
 
 
 def test_further_arguments_of_generate_keep_placeholders_from_being_sampled(lab):
-    model, _ = small_grpo(lab, "further", steps=1, generation_kwargs={"repetition_penalty": 1.1})
+    how = dict(steps=1, warmup_steps=0, generation_kwargs={"repetition_penalty": 1.1})
+    small_grpo(lab, "further", **how)
     assert not read_completions(lab["root"] / "further")["completion"].str.contains("<video>").any()
 
 
@@ -790,7 +794,7 @@ def test_the_longest_answer_travels_with_the_checkpoint(lab):
         AutoModelForCausalLM.from_pretrained(lab["root"] / "cold").generation_config.max_new_tokens
         == 24
     )
-    small_grpo(lab, "limit", steps=1, max_new_tokens=9)
+    small_grpo(lab, "limit", steps=1, warmup_steps=0, max_new_tokens=9)
     assert (
         AutoModelForCausalLM.from_pretrained(lab["root"] / "limit").generation_config.max_new_tokens
         == 9
