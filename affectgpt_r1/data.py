@@ -14,7 +14,7 @@ from typing import NamedTuple
 import datasets
 
 from .containers import VIDEO_FILES
-from .folders import SOUND_FILES, clip_name, find_faces, find_media, scan_folder
+from .folders import SOUND_FILES, clip_of_file, find_faces, find_media, scan_folder
 from .labels import NOTHING, parse_openset
 from .media import read_subtitle
 from .messages import list_some
@@ -117,7 +117,7 @@ def _read_table(reading, file, columns):
     "A table of a corpus, by the names of its clips; None if it cannot be read"
     table = reading.collect(read_csv, file, columns)
     if table is None: return None
-    table.index = table.index.map(clip_name)
+    table.index = table.index.map(clip_of_file)
     twice = table.index[table.index.duplicated()].unique()
     if len(twice): reading.problems.append(f"{file}: more than one row for clip {list_some(twice)}")
     return table[~table.index.duplicated()]
@@ -194,7 +194,7 @@ def _texts(reading, file, column, names):
     "The cell of each name in a table of words; None for a name without a row"
     table = _read_table(reading, file, [column])
     if table is None: return [""]*len(names)
-    cells = [table[column].get(clip_name(name)) for name in names]
+    cells = [table[column].get(clip_of_file(name)) for name in names]
     n = sum(cell is not None and cell.strip() in _NO_WORDS for cell in cells)
     if n: reading.notes.append(f"{file}: {n:,} cell{'s' * (n != 1)} like nan taken as empty")
     return [cell if cell is None or cell.strip() not in _NO_WORDS else "" for cell in cells]
@@ -305,7 +305,7 @@ def _table_of_words(reading, file, clips):
     if table is None: return {}
     known = {clip.name: clip.name for clip in clips}
     known |= {path.name: clip.name for clip in clips for path in clip[1:3] if path}
-    names = [known.get(name, clip_name(name)) for name in table.index]
+    names = [known.get(name, clip_of_file(name)) for name in table.index]
     if strange := sorted(set(names) - set(known.values())):
         reading.problems.append(f"{file.name}: no video for clip {list_some(strange)}")
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -316,6 +316,7 @@ def test_json_that_is_none_names_its_line(tmp_path):
 
 def test_a_column_of_an_npz_file(tmp_path):
     np.savez(tmp_path/"x.npz", filenames=["a"], fileitems=["sad"])
-    with pytest.raises(ValueError, match="x.npz: is an npz file"): read_column(tmp_path/"x.npz", "x")
+    with pytest.raises(ValueError, match="x.npz: is an npz file"):
+        read_column(tmp_path/"x.npz", "x")
     (tmp_path/"x.csv").write_text("name,x\n.npy,PK\n")
     assert read_column(tmp_path/"x.csv", "x") == {".npy": "PK"}
