@@ -27,7 +27,8 @@ from .labellers import EndpointLabels
 from .labels import check_mode, parse_labels, parse_response
 from .messages import list_some
 from .metrics import ew_interval, ew_rewards, ew_score
-from .predictions import PredictionLog, is_truncated, sampling_processors
+from .predictions import (
+    PredictionLog, is_truncated, sampling_processors, sort_samples)
 from .processes import rank_and_world_size, share_batches
 from .wheels import EmotionWheels, load_wheels
 
@@ -210,17 +211,6 @@ def score_predictions(
     extractor = extract.name if extract else "rule"
     return scores | dict(format_rate=float(np.mean(kept)), extractor=extractor) | more
 
-# %% ../nbs/12_evaluate.ipynb #5c55ec77
-def _samples_by_name(gold, table):
-    "The rows of a table of answers, clip by clip; raises an error unless each clip has as many"
-    counts = table["name"].value_counts(sort=False)
-    if unknown := [name for name in counts.index if name not in gold]:
-        raise KeyError(f"answers to clips that have no gold: {list_some(unknown)}")
-    if counts.nunique() > 1:
-        fewer = counts[counts < counts.max()].index
-        raise ValueError(f"{counts.max()} answers to a clip, but fewer to {list_some(fewer)}")
-    return table.sort_values("name", kind="stable")
-
 # %% ../nbs/12_evaluate.ipynb #c040b
 def best_of(
     gold: Mapping[str, list],              # Name -> labels
@@ -230,7 +220,7 @@ def best_of(
 ) -> pd.Series:                            # k -> F
     "Mean over clips of the F of the best of k answers, over all choices of k"
     wheels = wheels or load_wheels()
-    table = _samples_by_name(gold, table)
+    table = sort_samples(table, gold)
     labels = [parse_response(reply, mode).labels for reply in table["reply"]]
     f = ew_rewards([gold[name] for name in table["name"]], labels, wheels, undefined="nan")
     f = np.sort(f.reshape(table["name"].nunique(), -1))   # [clips, answers], worst first

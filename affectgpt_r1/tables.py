@@ -175,7 +175,7 @@ def _cell_text(cell):
     "What a cell shows; raises ValueError where that is not what it holds"
     value, plain = cell.value, cell.number_format in ("General", "0", "@")
     if value is None or isinstance(value, str): return value or ""
-    if isinstance(value, int | float) and not isinstance(value, bool) and plain: return f"{value:g}"
+    if type(value) in (int, float) and plain: return repr(value).removesuffix(".0")
     raise ValueError(f"cell {cell.coordinate} is no text but {shorten(value)} in the format "
                      f"{cell.number_format}: format the column as text and write what is meant")
 
@@ -221,7 +221,8 @@ def read_column(
 ) -> dict[str, Any]:    # Name of the clip -> its cell, as text; json may hold lists, too
     "One column of a table of clips; raises ValueError that says what is wrong with the file"
     data = file_bytes(path)
-    if b".npy" in data[:200]: raise ValueError(f"{path}: is an npz file, which read_npz reads")
+    if data.startswith(b"PK") and b".npy" in data[:200]:
+        raise ValueError(f"{path}: is an npz file, which read_npz reads")
     if data.startswith(b"PK"): return _read_excel(path, [column])[column].to_dict()
     if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
         return _json_column(path, data, column)

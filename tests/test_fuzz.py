@@ -178,6 +178,8 @@ clips = st.dictionaries((words | st.sampled_from(["007", "7", "NA", "1e5", "18_1
        st.sampled_from(["\n", "\r\n"]), st.sampled_from([[], [""], ["", ""]]))
 def test_csv_comes_back(tmp_path, held, separator, quoting, end, more):
     "What a program writes is read as the same text, whatever separates the cells"
+    if "\r" in "".join([*held, *held.values()]):   # Python leaves it without quotes: a line end
+        quoting = csv_files.QUOTE_ALL
     with open(tmp_path/"x.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv_files.writer(file, delimiter=separator, quoting=quoting, lineterminator=end)
         writer.writerow(["name", "openset"])

@@ -253,7 +253,8 @@ def test_names_in_excel(tmp_path):
     "What a cell shows, or an error: a number with zeros in front is shown, and not held"
     openpyxl = pytest.importorskip("openpyxl")
     book, path = openpyxl.Workbook(), tmp_path/"x.xlsx"
-    for row in [("name", "reply"), (12, "a"), ("0012", "b"), (1.0, "c"), (2.5, "d")]:
+    for row in [("name", "reply"), (12, "a"), ("0012", "b"), (1.0, "c"), (2.5, "d"),
+                (1234567890123, "e")]:
         book.active.append(row)
     hidden = book.create_sheet("old")
     hidden.append(("name", "reply"))
@@ -263,7 +264,8 @@ def test_names_in_excel(tmp_path):
         read_column(path, "reply")
     hidden.sheet_state = "hidden"
     book.save(path)
-    assert read_column(path, "reply") == {"12": "a", "0012": "b", "1": "c", "2.5": "d"}
+    assert read_column(path, "reply") == {"12": "a", "0012": "b", "1": "c", "2.5": "d",
+                                         "1234567890123": "e"}
     for value, form in ((12, "0000"), (datetime.date(2026, 1, 2), "yyyy-mm-dd"), (True, "General")):
         book.active["A2"].value, book.active["A2"].number_format = value, form
         book.save(path)
@@ -310,3 +312,11 @@ def test_json_that_is_none_names_its_line(tmp_path):
         read = read_jsonl if file.endswith("l") else read_json
         with pytest.raises(ValueError, match=message): read(tmp_path/file)
         with pytest.raises(ValueError, match=message): read_column(tmp_path/file, "x")
+
+
+def test_a_column_of_an_npz_file(tmp_path):
+    np.savez(tmp_path/"x.npz", filenames=["a"], fileitems=["sad"])
+    with pytest.raises(ValueError, match="x.npz: is an npz file"):
+        read_column(tmp_path/"x.npz", "x")
+    (tmp_path/"x.csv").write_text("name,x\n.npy,PK\n")
+    assert read_column(tmp_path/"x.csv", "x") == {".npy": "PK"}
