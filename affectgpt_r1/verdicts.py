@@ -44,7 +44,7 @@ _TRAIL = (r"(?: (?:overall|here|in this case|in general|by far|of the two))?"
 _OVER = r"(?:,? (?:over|to|rather than|instead of|not|and not) Y)?"
 _IS = r"(?:is|was|seems|looks|appears|sounds)(?: to be)?"
 _LABEL = (r"(?:answer|verdict|winner|choice|decision|conclusion|judge?ment|result|preference|pick"
-          rf"|vote|selection|winning {_NOUN}|(?:better|best|preferred|stronger|more {_GOOD})"
+          rf"|vote|selection|winning {_NOUN}|(?:a )?(?:better|best|preferred|stronger|more {_GOOD})"
           rf"(?: {_NOUN}|(?= of| is|:))(?: of the two| overall| here)?)")
 _FAVOURING = (r"(?:(?!(?-i:B\b|b\b|A\b(?! [a-z]))|not\b|never\b|no\b|nor\b|neither\b|if\b"
               r"|hardly\b|than\b|some\b|\w*n't)[\w'-]+ )+"
@@ -61,7 +61,7 @@ def _form(pattern: str) -> re.Pattern:
 
 # %% ../nbs/machinery/verdicts.ipynb #66639f65
 _FORMS = [(is_sure, sign, _form(pattern)) for is_sure, sign, pattern in (
-    (True, 1, rf"(?:(?:my|the|our|final|overall|correct|clearly|a) )*{_LABEL}['\"]?(?: ?(?::|=|→|->"
+    (True, 1, rf"(?:(?:my|the|our|final|overall|correct|clearly) )*{_LABEL}['\"]?(?: ?(?::|=|→|->"
      rf"|=>|-|–|—)| (?:is|was|goes to|would be|must be|remains))+ ?{_ADVERBS}X{_OVER}"),
     (True, 1, rf"(?:(?:my|the|final) )*{_LABEL}['\"]? ?[:=] ?S"),
     (True, 1, r"(?:(?:i|we)(?:'d| would| will|'ll| must| have to| do)? )?(?:(?:clearly|rather) )?"
