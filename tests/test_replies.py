@@ -64,8 +64,8 @@ PREFER_B = [
     "The person laughs. Reply A says sad, which doesn't match.\n\nTherefore, the answer is B.",
     "After carefully watching the clip, I would choose **B** because the man's tone is calm.",
     "My choice would be B.",
-    'Let us compare.\n\nReply A: "happy, excited"\nReply B: "sad, worried"\n\nThe voice is low, which '
-    "is more consistent with sadness than with happiness.\n\n**B**",
+    'Let us compare.\n\nReply A: "happy, excited"\nReply B: "sad, worried"\n\nThe voice is low, '
+    "which is more consistent with sadness than with happiness.\n\n**B**",
     "**Verdict: B**", "Final Answer: **B**", "Winner: Reply B",
     "Reply B better matches what can be seen and heard.", "B is the better match.",
     "Between the two, B is the better one.",
