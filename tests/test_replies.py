@@ -203,6 +203,14 @@ def test_completions(reply, want):
     assert reader(read_completion)(reply) == want
 
 
+def test_a_reply_may_be_complete_although_it_was_cut():
+    end = re.compile(r"]$")
+    assert read_completion(body("[happy]", "length"), end) == "[happy]"
+    for text in ("[happy", "[happy] as", "", None):
+        with pytest.raises(UnreadReplyError, match="cut"):
+            read_completion(body(text, "length"), end)
+
+
 def test_the_error_quotes_the_reply():
     with pytest.raises(UnreadReplyError, match="cut before its end: .*not angry") as error:
         read_completion(body("She is not angry", "length"))
