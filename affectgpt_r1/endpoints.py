@@ -128,14 +128,14 @@ def _ask_once(endpoint, content, max_tokens: int | None) -> str:
     except UnicodeEncodeError:
         raise RefusedError("the question holds half of a surrogate pair, which is no letter; "
                            f"{endpoint.model!r} was not asked") from None
-    return _text_of(reply.text)
+    return _text_of(reply.text, endpoint.complete)
 
 # %% ../nbs/machinery/endpoints.ipynb #67c8d6d1
-def _text_of(reply: str) -> str:
+def _text_of(reply: str, complete: re.Pattern | None = None) -> str:
     "The text of a chat completion in JSON; raises `_TryAgain` where there is none"
     try: body = json.loads(reply)
     except (ValueError, RecursionError): body = reply
-    try: return read_completion(body)
+    try: return read_completion(body, complete)
     except UnreadReplyError as error:
         if error.kind in ("empty", "not a chat"): raise _TryAgain(str(error)) from None
         raise   # cut, or refused: it would say the same again
@@ -204,6 +204,7 @@ class _Endpoint:
     pause: float = 1                 # Seconds before the second attempt; doubled after each
     temperature: float | None = 0    # Of the sampling; None: whatever the server does
     extra_body: dict | None = None   # Further fields of the question, as the server names them
+    complete: re.Pattern | None = None  # A reply that was cut counts where this ends it
 
     def __post_init__(self):
         self.url, self.resting_until, self.problem = _check_url(self.url), 0., ""

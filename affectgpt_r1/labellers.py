@@ -7,6 +7,7 @@ __all__ = ['LABELS_QUESTION', 'EndpointLabels']
 
 # %% ../nbs/machinery/labellers.ipynb #3bb80e33
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def _ask_for_labels(labeller, key: str, text: str) -> str:
     raise ValueError(f"{words}; {kept}: {cure} and run again")
 
 # %% ../nbs/machinery/labellers.ipynb #5a2ff551
+_LIST_END = re.compile(r"\]\W*$")   # nothing of a list is missing
 _USUAL = dict(max_tokens=1024, temperature=0, extra_body=None)
 
 def _name(settings: dict) -> str:
@@ -63,7 +65,7 @@ class _Labeller:
         max_tokens: int | None = 1024,  # Longest reply, with its thoughts; None: no limit is sent
         **settings,         # Of `ChatEndpoint`: timeout, retries, temperature, extra_body, …
     ):
-        self.endpoint = ChatEndpoint(url, model, key, **settings)
+        self.endpoint = ChatEndpoint(url, model, key, complete=_LIST_END, **settings)
         self.cache, self.workers, self.max_tokens = ReplyCache(cache), workers, max_tokens
         self.name = _name(self.endpoint.settings(max_tokens))   # in the record of a score
 

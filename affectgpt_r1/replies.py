@@ -48,14 +48,16 @@ def _parts_text(content) -> str:
     texts = [part.get("text") for part in parts if part.get("type") in ("text", "output_text")]
     return "".join(text for text in texts if isinstance(text, str))
 
-def _check_end(choice, message):
+# %% ../nbs/machinery/replies.ipynb #09237732
+def _check_end(choice, message, complete):
     "Raises UnreadReplyError unless the model came to the end of a text"
     reason = str(choice.get("finish_reason")).lower()
     said = message.get("content") or message.get("reasoning_content") or message.get("reasoning")
     words = str(said or "")[-280:]   # the end tells where it was cut
     if message.get("refusal") or reason in ("content_filter", "safety", "refusal"):
         raise UnreadReplyError("refused", str(message.get("refusal") or words or reason))
-    if reason in ("length", "max_tokens", "max_output_tokens"):
+    is_complete = complete and complete.search(words)
+    if reason in ("length", "max_tokens", "max_output_tokens") and not is_complete:
         raise UnreadReplyError("cut", f"… {words}")
     if calls := message.get("tool_calls") or message.get("function_call"):
         raise UnreadReplyError("tool call", str(calls))
@@ -63,6 +65,7 @@ def _check_end(choice, message):
 # %% ../nbs/machinery/replies.ipynb #7c31141f
 def read_completion(
     body: Any,   # A chat completion: what a server sent, parsed from JSON
+    complete: re.Pattern | None = None,  # A reply that was cut counts where this ends it
 ) -> str:
     "The text of the reply; raises UnreadReplyError where there is none"
     try:
@@ -70,7 +73,7 @@ def read_completion(
         message = dict(choice["message"])
     except (LookupError, TypeError, ValueError):
         raise UnreadReplyError("not a chat", str(body)) from None
-    _check_end(choice, message)
+    _check_end(choice, message, complete)
     text = _parts_text(message.get("content"))
     thoughts = message.get("reasoning_content") or message.get("reasoning")
     if text.strip(): return text
@@ -225,6 +228,7 @@ def _labels_in(answer: str) -> list[str] | None:
     text = re.sub(r"```\w*|\[[\d\s,]+\]", "", text)   # fences; numbers of footnotes
     text = drop_sections(text, re.compile(r"\s*[\[{]"))
     words = _json_labels(text)
+    if words is None and re.search(r"(?<!boxed){", text): return None   # other or torn JSON
     if words is None: words = _bracketed(text)
     bare = words is None
     if bare: words = None if re.search(r"[\[{]", text) else _bare_list(text)   # a torn list is none

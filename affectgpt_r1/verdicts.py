@@ -19,8 +19,9 @@ _REPLACED = [(re.compile(pattern, re.IGNORECASE), new) for pattern, new in (
     (r"```\w*|[*`#$]|_{2,}|(?<!\w)_|_(?!\w)|^\s*>+", ""),           # Markdown, LaTeX's dollars
     (r"\\(?:boxed|text|textbf|mathrm|mathbf|bf|rm|left|right|fbox)\b\s*", " "),
     (r"</?[a-z_]+>", "\n"),                                         # <answer>B</answer>
-    (r"[“„«\"「『《][^“”„«»\"「」『』《》\n]{8,}?[”»\"」』》“]", " … "),   # what is quoted
+    (r"[“„«\"「『《][^“”„«»\"「」『』《》\n]{8,}?[”»\"」』》“]", " quoted "),
     (r"[\[({<\"'“‘「【《]{1,4}\s*([AB](?:\s*[<>=≻≺]+\s*[AB])?)\s*[\])}>\"'”’」】》]+", r" \1 "),
+    (r"(?<=\b[AB]) \([^()\n]*\)", ""),                               # B (sad, tearful)
     (rf"\b(?:the )?(?:first|1st) {_REPLY}\b|第一个(?:回答|回复|答案|选项)?", " A "),
     (rf"\b(?:the )?(?:second|2nd) {_REPLY}\b|第二个(?:回答|回复|答案|选项)?", " B "))]
 
@@ -44,7 +45,8 @@ _TRAIL = (r"(?: (?:overall|here|in this case|in general|by far|of the two))?"
 _OVER = r"(?:,? (?:over|to|rather than|instead of|not|and not) Y)?"
 _IS = r"(?:is|was|seems|looks|appears|sounds)(?: to be)?"
 _LABEL = (r"(?:answer|verdict|winner|choice|decision|conclusion|judge?ment|result|preference|pick"
-          rf"|vote|selection|winning {_NOUN}|(?:better|best|preferred|stronger|more {_GOOD})"
+          r"|vote|selection|antwort|respuesta|réponse|risposta|ответ"
+          rf"|(?:a )?(?:better|best|preferred|stronger|winning|correct|right|more {_GOOD})"
           rf"(?: {_NOUN}|(?= of| is|:))(?: of the two| overall| here)?)")
 _FAVOURING = (r"(?:(?!(?-i:B\b|b\b|A\b(?! [a-z]))|not\b|never\b|no\b|nor\b|neither\b|if\b"
               r"|hardly\b|than\b|some\b|\w*n't)[\w'-]+ )+"
@@ -61,13 +63,15 @@ def _form(pattern: str) -> re.Pattern:
 
 # %% ../nbs/machinery/verdicts.ipynb #66639f65
 _FORMS = [(is_sure, sign, _form(pattern)) for is_sure, sign, pattern in (
-    (True, 1, rf"(?:(?:my|the|our|final|overall|correct|clearly|a) )*{_LABEL}['\"]?(?: ?(?::|=|→|->"
+    (True, 1, rf"(?:(?:my|the|our|final|overall|correct|clearly) )*{_LABEL}['\"]?(?: ?(?::|=|→|->"
      rf"|=>|-|–|—)| (?:is|was|goes to|would be|must be|remains))+ ?{_ADVERBS}X{_OVER}"),
     (True, 1, rf"(?:(?:my|the|final) )*{_LABEL}['\"]? ?[:=] ?S"),
     (True, 1, r"(?:(?:i|we)(?:'d| would| will|'ll| must| have to| do)? )?(?:(?:clearly|rather) )?"
      r"(?:choose|chose|pick|prefer|select|vote for|go with|going with|say|favou?r|opt for"
      rf"|lean towards?|settle on) X{_OVER}"),
-    (True, 1, r"(?:it is|it's|that is|it would be|definitely|clearly|probably|most likely) X"),
+    (True, 1, rf"the {_NOUN} (?:that|which) (?:agrees|fits|matches|is)(?: {_SEEN})? (?:better|best)"
+     rf"(?: with {_SEEN})? is X"),
+    (True, 1, r"(?:it is|it's|that is|it would be) X"),
     (True, 1, r"S,? (?:over|rather than|instead of|not|and not) Y"),
     (True, 1, r"S ?(?:>+|≻+) ?Y"), (True, -1, r"S ?(?:<+|≺+) ?Y"))]
 
@@ -80,13 +84,15 @@ _FORMS += [(False, sign, _form(pattern)) for sign, pattern in (
     (1, rf"S {_ADVERBS}(?:agrees|matches|fits|aligns|corresponds|describes|reflects|captures"
      rf"|suits|does|works)(?: (?:with )?{_SEEN}| it)? {_ADVERBS}(?:better|best|more closely"
      rf"|more accurately|more precisely){_TRAIL}"),
+    (1, rf"S (?:better|best|more closely|more accurately) (?:agrees with|matches|fits|reflects"
+     rf"|describes|captures)(?: {_SEEN}| it){_TRAIL}"),
     (1, rf"S (?:wins|won|beats Y|outperforms Y|is to be preferred){_TRAIL}"),
     (-1, r"S (?:loses|lost)(?: to Y)?"), (1, rf"{_FAVOURING} X{_OVER}"))]
 
 # %% ../nbs/machinery/verdicts.ipynb #b00066e9
 _MORE = r"(?:明显|稍微|略微|稍|略|显然|要|相对|整体|总体)*"
 _BETTER = (r"(?:好|佳|优|准确|符合|贴切|合适|贴近|恰当|一致|接近|贴合|胜一筹)(?:一些|一点)?"
-           r"(?:实际|视频|画面|内容)*了?")
+           r"(?:地?(?:描述|反映|体现|符合)了?)?(?:实际|视频|画面|片段|内容|情况|情绪|表现|人物|中|的)*了?")
 _FORMS += [(is_sure, sign, _form(pattern)) for is_sure, sign, pattern in (
     (True, 1, r"(?:最终|我的|我|正确|最后|更好|的)*(?:答案|选择|结论|判断|结果|判定|选|回答|回复)"
      r"(?:是|为|:|应为|应该是)? ?S"),
@@ -101,12 +107,13 @@ _FINAL = (r"(?:(?:my|the|final) )*(?:answer|verdict|conclusion|judge?ment|decisi
           r"|hence|therefore|overall|finally|ultimately|in conclusion|to conclude|in summary"
           r"|in short|all in all|on balance|as a result|综上(?:所述)?|总体(?:来说|而言|来看)"
           r"|总的来说|因此|所以|最终|总之|综合来看")
-_TURN = (r"(?:actually|wait|no|correction|however|hold on|hmm|on reflection|instead"
+_TURN = (r"(?:no|wait)(?=[,:]|$)|(?:actually|correction|however|hold on|hmm|on reflection|instead"
          r"|on second thoughts?|scratch that|in fact)(?=[,:]| [^,]*$|$)|不对|等等|其实|不过")
 _LEAD = re.compile(
-    rf"(?:(?P<final>{_FINAL})|(?P<turn>{_TURN})|and|but|yet|then|well|ok(?:ay)?|sure|clearly"
-    r"|definitely|although|though|while|whereas|i(?: would|'d)? (?:think|believe|find|feel|judge"
-    r"|conclude)(?: that)?|in my (?:opinion|view|judge?ment)|to me"
+    rf"(?:(?P<final>{_FINAL})|(?P<turn>{_TURN})|(?P<soft>ok(?:ay)?|sure|clearly|definitely"
+    r"|probably|certainly|slightly|most likely|but)|and|yet|then|well|although|though|while|whereas"
+    r"|i(?: would|'d)? (?:think|believe|find|feel|judge|conclude)(?: that)?"
+    r"|in my (?:opinion|view|judge?ment)|to me"
     r"|(?:compared|in comparison|relative|in contrast) (?:with|to) (?:reply |answer )?(?-i:[ABab])"
     r"|if i (?:had to|have to|must|were to) (?:choose|pick|decide|guess)|我(?:认为|觉得)|但是?|而"
     r"|相比之下|[与和]\s?[AB]\s?相比|比起\s?[AB])(?!(?<=[A-Za-z])[A-Za-z])\s*[,:]?\s*",
@@ -140,7 +147,10 @@ _REASON = re.compile(r",?\s(?:because|since|as it|as the|given that|due to)\b.*|
 
 def _trim(text: str) -> str:
     "Without what stands around words"
-    return text.strip(" \t\n.,:;!…\"'()[]{}<>|-–—→。、")
+    start, end = 0, len(text)
+    while start < end and not text[start].isalnum(): start += 1
+    while end > start and not text[end - 1].isalnum(): end -= 1
+    return text[start:end]
 
 # %% ../nbs/machinery/verdicts.ipynb #3e4048f9
 def _preferred(match: re.Match, sign: int) -> str | None:
@@ -155,10 +165,10 @@ def _of_form(words: str) -> tuple[str, str] | None:
     while lead := _LEAD.match(words):
         leads |= {name for name, found in lead.groupdict().items() if found}
         words = _trim(words[lead.end():])
-    if leads and (alone := _ALONE.fullmatch(words)): return "sure", alone["x"].upper()
+    if leads and (alone := _ALONE.fullmatch(words)): return "named", alone["x"].upper()
     for is_sure, sign, form in _FORMS:
         if (match := form.fullmatch(words)) and (letter := _preferred(match, sign)):
-            return "sure" if is_sure or leads else "unsure", letter
+            return "sure" if is_sure or leads & {"final", "turn"} else "unsure", letter
     return ("back", "") if "turn" in leads and words else None
 
 # %% ../nbs/machinery/verdicts.ipynb #8423bb73
@@ -177,17 +187,18 @@ def _of_sentence(sentence: str) -> Iterator[tuple[str, str]]:
     if alone and end != ":": yield "alone", alone["x"].upper()
     elif (found := _of_form(words)) and found[1]: yield found
     elif not _UNSAID.search(words):
-        parts = filter(None, map(_of_part, _PIECE.split(sentence)))
-        yield from list(parts) or filter(None, [found])
+        *parts, last = map(_of_part, _PIECE.split(sentence))
+        parts = [x for x in parts if x and x[0] != "named"] + [x for x in [last] if x]
+        yield from parts or filter(None, [found])
 
 # %% ../nbs/machinery/verdicts.ipynb #e868f94d
 def _decide(said: list[tuple[str, str]]) -> str | None:
     "The last clear verdict; None where it is taken back, or where nothing is clear"
-    sure = [i for i, (kind, _) in enumerate(said) if kind in ("alone", "sure")]
+    sure = [i for i, (kind, _) in enumerate(said) if kind in ("alone", "named", "sure")]
     found = sure or [i for i, (kind, _) in enumerate(said) if kind == "unsure"]
     if not found: return None
     letter, after = said[found[-1]][1], said[found[-1] + 1:]
-    may_change = all(said[i][0] == "sure" for i in found)
+    may_change = all(said[i][0] in ("named", "sure") for i in found)
     has_rival = len({said[i][1] for i in found}) > 1
     if has_rival and not may_change or any(x != letter for _, x in after): return None
     return letter

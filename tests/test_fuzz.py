@@ -11,24 +11,32 @@ import io
 import json
 import os
 import pickle
+import re
 import warnings
 import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from affectgpt_r1 import videos
 from affectgpt_r1.containers import check_file, media_streams
 from affectgpt_r1.data import load_mer2025
+from affectgpt_r1.endpoints import ReplyCache
 from affectgpt_r1.labels import parse_labels, parse_response
 from affectgpt_r1.media import read_faces, read_video, read_waveform
 from affectgpt_r1.metrics import ew_rewards, ew_score
+<<<<<<< HEAD
 from affectgpt_r1.subtitles import read_subtitle
 from affectgpt_r1.tables import read_column, read_csv, read_npz, read_sheet
 from affectgpt_r1.text_files import clean_name, read_json, read_jsonl
+=======
+from affectgpt_r1.replies import UnreadReplyError, read_completion, read_label_list
+from affectgpt_r1.tables import read_csv, read_npz, read_sheet
+>>>>>>> lab-llm
 from affectgpt_r1.unibench import read_answers, read_gold
+from affectgpt_r1.verdicts import read_verdict
 from affectgpt_r1.wheel_files import read_format_csv, read_wheel_sheet
 from affectgpt_r1.wheels import load_wheels
 
@@ -302,6 +310,7 @@ def test_scores_of_any_words(pairs):
     assert rewards.shape == (len(pairs),) and ((rewards >= 0) & (rewards <= 1)).all()
 
 
+<<<<<<< HEAD
 FILMS = {"x.mp4": ("libx264", {}), "x.mov": ("libx264", {"movflags": "+faststart"}),
          "x.mkv": ("libx264", {}), "x.webm": ("libvpx", {"live": "1"}), "x.avi": ("mpeg4", {}),
          "x.ts": ("mpeg2video", {}), "x.flv": ("flv", {}), "x.wmv": ("wmv2", {})}
@@ -345,3 +354,86 @@ HEADS = [b"RIFF", b"RIFX", b"RF64", b"FORM", b"WAVE", b"data", b"ds64", b"\0\0\0
 def test_heads_of_files(tmp_path, data):
     survives(check_file, tmp_path/"x.wav", data)
     survives(media_streams, tmp_path/"x.wav", data)
+=======
+# replies of judges and labellers
+
+MARKS = ["A", "B", "a", "b", "A ", "Ｂ", "<think>", "</think>", "[THINK]", "[/THINK]", "<|im_end|>",
+         "<reasoning>", "</reasoning>", "```json", "{", "}", "[", "]", '"winner": ', "\\boxed{A}",
+         "**", "Answer: ", "Reasoning:", "better", "not", "or", "I'm sorry, but I can't", "更好",
+         ":", "\n"]
+reply_text = st.lists(st.sampled_from(MARKS) | st.text(max_size=6), max_size=15).map("".join)
+SAID = ["A", "B", "is", "is", "better", "better", "worse", "than", "than", "not", "neither", "or",
+        "and", "but", "because", "answer:", "I choose", "the", "reply", "so", "if", "overall",
+        "more", "accurate", "fits", "equally", ".", ".", ",", "?", "\n", "wins", "over", ">",
+        "actually,"]
+sentences = st.lists(st.sampled_from(SAID), max_size=14).map(" ".join)
+NOTHING_SAID = ["A man cries.", "Reply A names sadness, reply B anger.", "A is sad.", "A better?",
+                "The voice in B trembles.", "A good look at the face helps.", "So both are close.",
+                "If A were right, he would smile.", "Some would say that B wins.", "1. A: sad"]
+VERDICTS = ["B", "**B**", "(b)", "Answer: B", "B is better than A.", "A is worse.", "I choose B.",
+            '{"winner": "B", "why": "A is loud"}', "Overall, B fits better.", "\\boxed{B}", "B更好"]
+json_value = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.sampled_from(["A", "length", "B"])
+    | st.text(max_size=4), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["choices", "message", "content", "finish_reason", "text", "type",
+                         "refusal", "tool_calls", "reasoning"]), inner, max_size=4), max_leaves=12)
+message = json_value.map(lambda x: {"choices": [{"message": x, "finish_reason": None}]})
+
+
+def understood(read, x):
+    "What a reader makes of a reply; None where it says why it does not understand it"
+    try: return read(x)
+    except UnreadReplyError as e: assert e.kind and e.cure and str(e)
+
+
+@fuzz
+@given(json_value | message | message.map(lambda x: {"choices": [x]}))
+def test_completions(body):
+    text = understood(read_completion, body)
+    assert text is None or text.strip()
+
+
+@fuzz
+@given(reply_text | sentences)
+def test_replies_of_judges_and_labellers(reply):
+    assert understood(read_verdict, reply) in ("A", "B", None)
+    labels = understood(read_label_list, reply)
+    assert labels is None or all(isinstance(x, str) and x == x.strip() and x for x in labels)
+
+
+@fuzz
+@example(">")
+@given(sentences)
+def test_no_reply_has_an_advantage(reply):
+    "Where A and B change places, so does the verdict; but A is an article, too"
+    assume(not re.search(r"[AB]\s+(better|more|worse)", reply))
+    swapped = reply.translate(str.maketrans("AB", "BA"))
+    other = {"A": "B", "B": "A", None: None}
+    assert understood(read_verdict, swapped) == other[understood(read_verdict, reply)]
+
+
+@fuzz
+@given(reply_text | sentences, st.sampled_from(VERDICTS), st.sampled_from(["think", "Reasoning"]))
+def test_thoughts_change_nothing(thoughts, verdict, tag):
+    reply = f"<{tag}>{thoughts}</{tag}>\n{verdict}"
+    if "<|channel|>" not in thoughts: assert understood(read_verdict, reply) == "B"
+    assert understood(read_label_list, f"<{tag}>{thoughts}</{tag}>[sad, shy]") == ["sad", "shy"]
+    assert understood(read_verdict, f"<{tag}>{thoughts}".replace("</", "")) is None   # cut
+
+
+@fuzz
+@given(st.lists(st.sampled_from(NOTHING_SAID), max_size=5), st.sampled_from([None, *VERDICTS]))
+def test_a_verdict_is_the_one_that_was_written(around, verdict):
+    assert understood(read_verdict, "\n".join([*around, verdict or ""])) == (verdict and "B")
+
+
+@fuzz
+@example(b'["a", true]\n"ab"\n')
+@given(st.binary(max_size=60) | changes.map(
+    lambda how: changed(b'["a", true]\n["b", "[happy]"]\n["c", false]\n', how)))
+def test_caches_of_replies(tmp_path, data):
+    cache = survives(ReplyCache, tmp_path/"cache.jsonl", data)
+    if cache is not None:
+        cache.recall("new", lambda: True)
+        assert len(ReplyCache(tmp_path/"cache.jsonl")) == len(cache)
+>>>>>>> lab-llm

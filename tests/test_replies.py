@@ -23,7 +23,21 @@ PREFER_A = [
     "A agrees better with what can be seen and heard.", "A matches the video better",
     "The answer is A", "It is hard to tell, but A is better", "Option (A)", '"A"', "A)",
     "The verdict is: A", "Judgement: A is better", "Verdict: A is better", "A\nA", "A.", "a.",
-    "A is more accurate than B.", "B is less accurate.",]
+    "A is more accurate than B.", "B is less accurate.",
+    "Based on the video, reply A agrees better with what can be seen and heard.\n\nA",
+    "Answer: A\n\nJustification: In the video, the woman raises her voice...", "I'd say A.",
+    "**A** agrees better with the video and audio.",
+    "A\n\nThe person appears joyful, consistent with reply A.",
+    "The final answer is $\\boxed{A}$.", "Reply A is more accurate.",
+    "Reply A is more consistent with the video.", "A better matches the video.",
+    "A is the better reply, as the speaker's voice is low.", "Of the two replies, A is better.",
+    "<answer>A</answer>", '{"better_reply": "A"}', "Reply A: 8/10\nReply B: 5/10\nWinner: A",
+    "A更符合", "回答A更准确地描述了视频内容。", "Option A seems better.",
+    "A seems to be better overall.",
+    "I lean towards A.", "The reply that agrees better with the clip is A.",
+    "Reply A. The woman smiles.", "🅰️ A", "A (happy)", "The correct reply is A.",
+    "The more accurate reply is A.", "B is incorrect, so A.", "A rather than B",
+    "### Analysis\nB is better at tone.\n\n### Verdict\nA", "Clearly, A.", "A is better, so A.",]
 
 PREFER_B = [
     "B", "b", " **B**.\n", "A is louder, so I say B", "I say B.", "(B)", "Answer: B",
@@ -45,7 +59,28 @@ PREFER_B = [
     "I first thought A is better. The voice trembles, so the answer is B.", "Better: B",
     "Although A is louder, B is better.", "While A is better at emotions, B is better overall.",
     "(b)", "Winner -> B", "Preference: B", "B\nB\n", "Between A and B, I choose B",
-    "Reply B fits better, as he cries.",]
+    "Reply B fits better, as he cries.",
+    'Reply B agrees better with what can be seen and heard. He cries: "sad, tearful, lonely".',
+    "The person laughs. Reply A says sad, which doesn't match.\n\nTherefore, the answer is B.",
+    "After carefully watching the clip, I would choose **B** because the man's tone is calm.",
+    "My choice would be B.",
+    'Let us compare.\n\nReply A: "happy, excited"\nReply B: "sad, worried"\n\nThe voice is low, '
+    "which is more consistent with sadness than with happiness.\n\n**B**",
+    "**Verdict: B**", "Final Answer: **B**", "Winner: Reply B",
+    "Reply B better matches what can be seen and heard.", "B is the better match.",
+    "Between the two, B is the better one.",
+    "B.\n\nExplanation: the man speaks loudly, so angry fits better than calm.",
+    '{"verdict": "B", "confidence": 0.8}', "```\nB\n```",
+    '{"A": {"score": 7}, "B": {"score": 9}, "winner": "B"}', "答案是B。", "选B",
+    "我认为回答B更符合视频中的情绪表现。",
+    "**B**：因为视频中的人在哭泣。", "I believe that B is a better match.", "Slightly B.",
+    "The answer that agrees better with what can be seen and heard is B.",
+    "The one that fits better is B.", "It's B.", "Definitely B!", "-> B", "=> B", "• B", "B 👍",
+    "Sure! B", "Okay, B.", "B (sad, tearful)", "A is wrong because she laughs. So B.", "Not A. B.",
+    "B, not A",
+    "Thinking Process:\n1. A says sad.\n2. B says happy.\nA is better at first.\n\nFinal Answer: B",
+    "Antwort: B", "Respuesta: B", "Not A but B.", "Both are good, but B.",
+    "Definitely B and not A.", "Answer: A. So B.",]
 
 UNDECIDED = [
     "I prefer A to the other", "Both", "CAB", "Both are fine.", "neither", "tie", "A or B", "both",
@@ -63,7 +98,14 @@ UNDECIDED = [
     "I can't decide.", "B wins over A?", "the latter", "A/B", "B is better than B",
     "A is better. B is better.", "I am going with B.", "The worse answer: B",
     "The worse reply is B", "None", "A B", "A\nB", "Yes", "1", "Not A", "Video: A\nAudio: B",
-    "A is more verbose.", "A is correct. B is also correct",]
+    "A is more verbose.", "A is correct. B is also correct",
+    "Both replies describe similar emotions. It's difficult to determine which is better.",
+    '{"A": {"score": 7}, "B": {"score": 9}}', "A: 7/10\nB: 7/10", "A, slightly.", "It depends.",
+    "Neither reply is accurate.", "A and B are both accurate.", "They are the same.",
+    "B - sad, tearful", "A: happy, excited", "Reply A says the answer is B.", "Say only A or B.",
+    'The better answer is Reply B: "sad".', "La réponse A est meilleure.",
+    "Die bessere Antwort ist B.", "So A and B both mention joy.", "Overall, A and B are close.",
+    "So A, and B is close.",]
 
 REFUSALS = [
     "I'm sorry, but I can't judge people.", "I cannot determine the emotions of a person.",
@@ -159,6 +201,14 @@ def body(content, finish_reason=None, **message):
     ([body("A")], "not a chat"), ({"choices": [{"message": "A"}]}, "not a chat")])
 def test_completions(reply, want):
     assert reader(read_completion)(reply) == want
+
+
+def test_a_reply_may_be_complete_although_it_was_cut():
+    end = re.compile(r"]$")
+    assert read_completion(body("[happy]", "length"), end) == "[happy]"
+    for text in ("[happy", "[happy] as", "", None):
+        with pytest.raises(UnreadReplyError, match="cut"):
+            read_completion(body(text, "length"), end)
 
 
 def test_the_error_quotes_the_reply():
