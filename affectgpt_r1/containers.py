@@ -8,6 +8,7 @@ __all__ = ['VIDEO_FILES', 'check_file', 'open_media', 'video_stream', 'media_str
 # %% ../nbs/machinery/containers.ipynb #e990d899
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EINVAL
 from pathlib import Path
 
 import av
@@ -125,7 +126,7 @@ def _why_not(path, error):
     if start[8:] == b"WEBP": return "it is a WebP picture"
     for magic, kind in _OTHER.items():
         if start.startswith(magic): return f"it is {kind}"
-    if isinstance(error, av.error.ArgumentError): return "it is neither a video nor a sound file"
+    if error.errno == EINVAL: return "it is neither a video nor a sound file"
     return error.strerror
 
 # %% ../nbs/machinery/containers.ipynb #4d74200c
