@@ -77,7 +77,7 @@ def _segment_end(file, size):
     "Where an open mkv or webm file should end; 0 if it does not say"
     file.seek(4)
     head = _element_length(file)
-    if head is None: return 0
+    if head is None or head > size: return 0
     file.seek(head, 1)
     is_segment = file.read(4) == b"\x18\x53\x80\x67"
     length = _element_length(file) if is_segment else None
@@ -137,10 +137,10 @@ def open_media(
 ) -> Iterator[av.container.InputContainer]:   # Closed at the end of the `with` block
     "An open media file; FFmpeg's errors inside the block become a ValueError that names the file"
     path = Path(path)
-    options = dict(protocol_whitelist="file", format_whitelist=_FORMATS.replace(" ", ","))
+    limits = dict(protocol_whitelist="file", format_whitelist=_FORMATS.replace(" ", ","))
     try:   # an absolute path cannot be taken for a protocol such as concat:
-        with av.open(str(path.absolute()), options=options, metadata_errors="replace") as container:
-            yield container
+        with av.open(str(path.absolute()), container_options=limits,
+                     metadata_errors="replace") as container: yield container
     except av.error.FFmpegError as e:
         raise ValueError(f"{path}: cannot be {purpose} ({_why_not(path, e)})") from e
 

@@ -281,6 +281,7 @@ HEADS = [b"RIFF", b"RIFX", b"RF64", b"FORM", b"WAVE", b"data", b"ds64", b"\0\0\0
 
 
 @fuzz
+@example(b"\x1aE\xdf\xa3\0\0\0\x10ftypRIFF")
 @given(st.lists(st.sampled_from(HEADS) | st.binary(max_size=8), max_size=12).map(b"".join))
 def test_heads_of_files(tmp_path, data):
     survives(check_file, tmp_path/"x.wav", data)
