@@ -8,6 +8,7 @@ __all__ = ['VIDEO_FILES', 'check_file', 'open_media', 'video_stream', 'media_str
 # %% ../nbs/machinery/containers.ipynb #e990d899
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EINVAL
 from pathlib import Path
 
 import av
@@ -76,7 +77,7 @@ def _segment_end(file, size):
     "Where an open mkv or webm file should end; 0 if it does not say"
     file.seek(4)
     head = _element_length(file)
-    if head is None: return 0
+    if head is None or head > size: return 0
     file.seek(head, 1)
     is_segment = file.read(4) == b"\x18\x53\x80\x67"
     length = _element_length(file) if is_segment else None
@@ -125,7 +126,7 @@ def _why_not(path, error):
     if start[8:] == b"WEBP": return "it is a WebP picture"
     for magic, kind in _OTHER.items():
         if start.startswith(magic): return f"it is {kind}"
-    if isinstance(error, av.error.ArgumentError): return "it is neither a video nor a sound file"
+    if error.errno == EINVAL: return "it is neither a video nor a sound file"
     return error.strerror
 
 # %% ../nbs/machinery/containers.ipynb #4d74200c
@@ -136,10 +137,10 @@ def open_media(
 ) -> Iterator[av.container.InputContainer]:   # Closed at the end of the `with` block
     "An open media file; FFmpeg's errors inside the block become a ValueError that names the file"
     path = Path(path)
-    options = dict(protocol_whitelist="file", format_whitelist=_FORMATS.replace(" ", ","))
+    limits = dict(protocol_whitelist="file", format_whitelist=_FORMATS.replace(" ", ","))
     try:   # an absolute path cannot be taken for a protocol such as concat:
-        with av.open(str(path.absolute()), options=options, metadata_errors="replace") as container:
-            yield container
+        with av.open(str(path.absolute()), container_options=limits,
+                     metadata_errors="replace") as container: yield container
     except av.error.FFmpegError as e:
         raise ValueError(f"{path}: cannot be {purpose} ({_why_not(path, e)})") from e
 

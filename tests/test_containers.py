@@ -459,7 +459,7 @@ def test_words_are_no_film(tmp_path):
     "a=rtpmap:96 H264/90000\n"])
 def test_a_playlist_opens_no_other_file(tmp_path, name, text):
     other = write(tmp_path/"other.ts", options=X264)
-    (tmp_path/name).write_text(text.format(other))
+    (tmp_path/name).write_text(text.format(other.name))
     for read in (read_video, media_streams, frame_times):
         with pytest.raises(ValueError, match=r"list\.\w+: cannot be .*it is a playlist"):
             read(tmp_path/name)

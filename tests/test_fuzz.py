@@ -27,14 +27,10 @@ from affectgpt_r1.endpoints import ReplyCache
 from affectgpt_r1.labels import parse_labels, parse_response
 from affectgpt_r1.media import read_faces, read_video, read_waveform
 from affectgpt_r1.metrics import ew_rewards, ew_score
-<<<<<<< HEAD
+from affectgpt_r1.replies import UnreadReplyError, read_completion, read_label_list
 from affectgpt_r1.subtitles import read_subtitle
 from affectgpt_r1.tables import read_column, read_csv, read_npz, read_sheet
 from affectgpt_r1.text_files import clean_name, read_json, read_jsonl
-=======
-from affectgpt_r1.replies import UnreadReplyError, read_completion, read_label_list
-from affectgpt_r1.tables import read_csv, read_npz, read_sheet
->>>>>>> lab-llm
 from affectgpt_r1.unibench import read_answers, read_gold
 from affectgpt_r1.verdicts import read_verdict
 from affectgpt_r1.wheel_files import read_format_csv, read_wheel_sheet
@@ -310,7 +306,6 @@ def test_scores_of_any_words(pairs):
     assert rewards.shape == (len(pairs),) and ((rewards >= 0) & (rewards <= 1)).all()
 
 
-<<<<<<< HEAD
 FILMS = {"x.mp4": ("libx264", {}), "x.mov": ("libx264", {"movflags": "+faststart"}),
          "x.mkv": ("libx264", {}), "x.webm": ("libvpx", {"live": "1"}), "x.avi": ("mpeg4", {}),
          "x.ts": ("mpeg2video", {}), "x.flv": ("flv", {}), "x.wmv": ("wmv2", {})}
@@ -350,11 +345,13 @@ HEADS = [b"RIFF", b"RIFX", b"RF64", b"FORM", b"WAVE", b"data", b"ds64", b"\0\0\0
 
 
 @fuzz
+@example(b"\x1aE\xdf\xa3\0\0\0\x10ftypRIFF")
 @given(st.lists(st.sampled_from(HEADS) | st.binary(max_size=8), max_size=12).map(b"".join))
 def test_heads_of_files(tmp_path, data):
     survives(check_file, tmp_path/"x.wav", data)
     survives(media_streams, tmp_path/"x.wav", data)
-=======
+
+
 # replies of judges and labellers
 
 MARKS = ["A", "B", "a", "b", "A ", "Ｂ", "<think>", "</think>", "[THINK]", "[/THINK]", "<|im_end|>",
@@ -436,4 +433,3 @@ def test_caches_of_replies(tmp_path, data):
     if cache is not None:
         cache.recall("new", lambda: True)
         assert len(ReplyCache(tmp_path/"cache.jsonl")) == len(cache)
->>>>>>> lab-llm
