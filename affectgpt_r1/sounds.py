@@ -20,7 +20,7 @@ import numpy as np
 import soundfile as sf
 from av.stream import Disposition
 
-from .containers import check_file
+from .containers import check_file, open_media, video_stream
 
 # %% ../nbs/machinery/sounds.ipynb #28be5dce
 _BLOCK = 2**16     # Samples that are read at a time
@@ -101,16 +101,11 @@ def _sound_stream(container, path):
     if not streams: raise ValueError(f"{path}: its sound is of a kind that cannot be decoded")
     return next((s for s in streams if s.disposition & Disposition.default), streams[0])
 
-def _pictures(container):
-    "The video streams of an open container that are no cover art"
-    attached = Disposition.attached_pic
-    return [s for s in container.streams.video if not s.disposition & attached]
-
 def _packet_seconds(path):
     "How many seconds of sound the packets of a file hold; infinity if there are pictures, too"
-    with av.open(str(path), metadata_errors="replace") as container:
+    with open_media(path, "decoded as audio") as container:
         stream = _sound_stream(container, path)
-        if _pictures(container): return np.inf
+        if video_stream(container): return np.inf
         return float(sum(p.duration or 0 for p in container.demux(stream))*stream.time_base)
 
 # %% ../nbs/machinery/sounds.ipynb #bbeaa8d2
@@ -176,8 +171,9 @@ def _in_time(frames, clock):
 # %% ../nbs/machinery/sounds.ipynb #fe10136c
 def _first_picture(container):
     "When the first picture appears, in seconds; None if there are no pictures"
-    starts = (s.start_time*s.time_base for s in _pictures(container) if s.start_time is not None)
-    return next(map(float, starts), None)
+    film = video_stream(container)
+    if film is None or film.start_time is None: return None
+    return float(film.start_time*film.time_base)
 
 def _moved_up(frames):
     "The first two frames of a film; the first one is moved up to the second"
@@ -197,7 +193,7 @@ def _timed(frames, container, report):
 
 def _track_blocks(path, report):
     "Mono blocks and their rate of the sound track of any file that PyAV opens"
-    with av.open(str(path), metadata_errors="replace") as container:
+    with open_media(path, "decoded as audio") as container:
         stream = _sound_stream(container, path)
         report.seconds = (container.duration or 0)/av.time_base
         if stream.codec_context.name.startswith("pcm"): report.loud = 1
@@ -273,8 +269,6 @@ def _blocks(path, rate, report):
         yield from _at_rate(_checked(path, blocks, report), rate)
     except sf.LibsndfileError as e:
         raise ValueError(f"{path}: cannot be decoded as audio ({e.error_string})") from e
-    except av.error.FFmpegError as e:
-        raise ValueError(f"{path}: cannot be decoded as audio ({e.strerror})") from e
 
 # %% ../nbs/machinery/sounds.ipynb #55d9caf8
 def _changes(report):

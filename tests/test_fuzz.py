@@ -20,10 +20,11 @@ import soundfile as sf
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from affectgpt_r1 import sounds
+from affectgpt_r1 import sounds, videos
+from affectgpt_r1.containers import check_file, media_streams
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.labels import parse_labels, parse_response
-from affectgpt_r1.media import cut_segments, read_audio, read_faces, read_subtitle
+from affectgpt_r1.media import cut_segments, read_audio, read_faces, read_subtitle, read_video
 from affectgpt_r1.metrics import ew_rewards, ew_score
 from affectgpt_r1.sounds import read_waveform
 from affectgpt_r1.tables import read_csv, read_npz, read_sheet
@@ -266,3 +267,49 @@ def test_scores_of_any_words(pairs):
     assert 0 <= score.f <= 1 and 0 <= score.precision <= 1 and 0 <= score.recall <= 1
     rewards = ew_rewards(gold, pred, wheels=wheels)
     assert rewards.shape == (len(pairs),) and ((rewards >= 0) & (rewards <= 1)).all()
+
+
+FILMS = {"x.mp4": ("libx264", {}), "x.mov": ("libx264", {"movflags": "+faststart"}),
+         "x.mkv": ("libx264", {}), "x.webm": ("libvpx", {"live": "1"}), "x.avi": ("mpeg4", {}),
+         "x.ts": ("mpeg2video", {}), "x.flv": ("flv", {}), "x.wmv": ("wmv2", {})}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    "The bytes of short films of several kinds"
+    av, made, folder = pytest.importorskip("av"), {}, tmp_path_factory.mktemp("films")
+    for name, (codec, options) in FILMS.items():
+        with av.open(str(folder/name), "w", options=options) as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+            stream.codec_context.gop_size = 5
+            for i in range(20):
+                pixels = np.full((32, 32, 3), 10*i, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+        made[name] = (folder/name).read_bytes()
+    return made
+
+
+@fuzz
+@given(st.sampled_from(list(FILMS)), changes, st.booleans())
+def test_films(tmp_path, monkeypatch, films, name, how, in_runs):
+    monkeypatch.setattr(videos, "_WORTH", 1 if in_runs else 500)
+    path, data = tmp_path/name, changed(films[name], how)
+    frames = survives(read_video, path, data)
+    assert frames is None or len(frames) == 8 and frames.shape[3] == 3 and frames.dtype == np.uint8
+    kinds = survives(media_streams, path, data)
+    assert kinds is None or frames is None or kinds[0]
+
+
+HEADS = [b"RIFF", b"RIFX", b"RF64", b"FORM", b"WAVE", b"data", b"ds64", b"\0\0\0\x10ftyp",
+         b"\xff"*4, b"\0"*4, b"\x24\xf0\xff\x7f",
+         b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x42\x86\x81\x01"]
+
+
+@fuzz
+@example(b"\x1aE\xdf\xa3\0\0\0\x10ftypRIFF")
+@given(st.lists(st.sampled_from(HEADS) | st.binary(max_size=8), max_size=12).map(b"".join))
+def test_heads_of_files(tmp_path, data):
+    survives(check_file, tmp_path/"x.wav", data)
+    survives(media_streams, tmp_path/"x.wav", data)

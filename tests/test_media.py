@@ -9,7 +9,7 @@ import soundfile as sf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affectgpt_r1 import faces, media
+from affectgpt_r1 import faces, videos
 from affectgpt_r1.containers import check_file, media_streams
 from affectgpt_r1.faces import crop_faces, face_boxes
 from affectgpt_r1.media import (
@@ -215,7 +215,8 @@ def test_video_of_one_frame(tmp_path, by):
 
 def test_each_video_is_decoded_once(tmp_path, monkeypatch):
     path, decoded = write(tmp_path/"a.mp4", greys(30)), []
-    monkeypatch.setattr(media, "decode_frames", lambda *a: decoded.append(a) or decode_frames(*a))
+    monkeypatch.setattr(
+        videos, "decode_frames", lambda *a: decoded.append(a) or decode_frames(*a))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for kw in (dict(), dict(by="time"), dict(visual="face")):
