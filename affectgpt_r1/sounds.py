@@ -7,7 +7,6 @@ __all__ = ['read_waveform', 'read_spans']
 
 # %% ../nbs/machinery/sounds.ipynb #752248ae
 import io
-import mmap
 import os
 import re
 import warnings
@@ -21,7 +20,7 @@ import numpy as np
 import soundfile as sf
 from av.stream import Disposition
 
-from .containers import check_file
+from .containers import check_file, open_media, video_stream
 
 # %% ../nbs/machinery/sounds.ipynb #28be5dce
 _BLOCK = 2**16     # Samples that are read at a time
@@ -39,65 +38,74 @@ class _Report:
     jumps: list = field(default_factory=list)  # Where the clock started anew, in seconds
 
 # %% ../nbs/machinery/sounds.ipynb #de6904ae
-def _open(path):
-    "A file without its name"
-    return open(os.open(path, os.O_RDONLY), "rb")
+def _open_by_number(path):
+    "A sound file, opened without its name; a LibsndfileError if soundfile knows no such content"
+    return sf.SoundFile(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
 
 def _kind(path):
     "What soundfile takes a file for, and how many seconds it promises; nothing if it knows no such"
     try:
-        with _open(path) as file, sf.SoundFile(file) as sound:
-            return sound.format, sound.frames/sound.samplerate
+        with _open_by_number(path) as sound: return sound.format, sound.frames/sound.samplerate
     except sf.LibsndfileError: return "", 0
 
 # %% ../nbs/machinery/sounds.ipynb #4a3a680f
 _BEGINNINGS = dict(FLAC=re.compile(rb"fLaC[\x00\x80]\x00\x00\x22"),
                    OGG=re.compile(rb"OggS\x00\x02\x00{8}"))
 
-def _page_end(data, at):
-    "Where the page of an ogg file ends that begins at `at`"
-    segments = sum(data[at+26:at+27])
-    return at + 27 + segments + sum(data[at+27:at+27+segments])
+def _found(path, pattern, chunk=2**20):
+    "Where a pattern occurs in a file, and the 300 bytes that begin there"
+    with path.open("rb") as file:
+        for at in range(0, path.stat().st_size, chunk):
+            file.seek(at)
+            data = file.read(chunk + 300)
+            for match in pattern.finditer(data):
+                if match.start() < chunk: yield at + match.start(), data[match.start():][:300]
+
+# %% ../nbs/machinery/sounds.ipynb #30ebcda5
+def _page_length(page):
+    "How many bytes a page of an ogg file has, by its first ones"
+    segments = sum(page[26:27])
+    return 27 + segments + sum(page[27:27+segments])
 
 def _bounds(path, kind):
     "Where the files in a row begin, and where the last one ends"
-    size = path.stat().st_size
-    if kind not in _BEGINNINGS: return [0, size]
-    with _open(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        starts = [match.start() for match in _BEGINNINGS[kind].finditer(data)]
-        ends = {_page_end(data, at) for at in starts} if kind == "OGG" else ()
-    return [0, *(at for at in starts[1:] if at not in ends), size]   # at an end: one more stream
+    found = dict(_found(path, _BEGINNINGS[kind])) if kind in _BEGINNINGS else {}
+    ends = {at + _page_length(page) for at, page in found.items()} if kind == "OGG" else ()
+    starts = [at for at in found if at not in ends]   # at an end: one more stream of the same file
+    return [0, *starts[1:], path.stat().st_size]
 
 # %% ../nbs/machinery/sounds.ipynb #953269a2
+def _files_in_a_row(path, bounds):
+    "The files between `bounds`, opened one by one"
+    if len(bounds) == 2: yield _open_by_number(path)
+    else:
+        with path.open("rb") as file:
+            for start, end in pairwise(bounds):
+                file.seek(start)
+                yield sf.SoundFile(io.BytesIO(file.read(end-start)))
+
 def _soundfile_blocks(path, report, bounds):
-    "Mono blocks and their rate, decoded by soundfile, of the files in a row between `bounds`"
-    with _open(path) as file:
-        for start, end in pairwise(bounds):
-            file.seek(start)
-            part = file if len(bounds) == 2 else io.BytesIO(file.read(end-start))
-            with sf.SoundFile(part) as sound:
-                report.seconds += sound.frames/sound.samplerate
-                if sound.format != "OGG": report.loud = 1
-                while len(block := sound.read(_BLOCK, "float32", always_2d=True)):
-                    yield block.mean(1), sound.samplerate
+    "Mono blocks and their rate, decoded by soundfile"
+    for sound in _files_in_a_row(path, bounds):
+        with sound:
+            report.seconds += sound.frames/sound.samplerate
+            if sound.format != "OGG": report.loud = 1
+            while len(block := sound.read(_BLOCK, "float32", always_2d=True)):
+                yield block.mean(1), sound.samplerate
 
 # %% ../nbs/machinery/sounds.ipynb #2ff467bc
 def _sound_stream(container, path):
     "The audio stream that players choose: the one marked as default, or the first"
-    streams = container.streams.audio
-    if not streams: raise ValueError(f"{path}: has no sound track")
+    if not container.streams.audio: raise ValueError(f"{path}: has no sound track")
+    streams = [s for s in container.streams.audio if s.codec_context is not None]
+    if not streams: raise ValueError(f"{path}: its sound is of a kind that cannot be decoded")
     return next((s for s in streams if s.disposition & Disposition.default), streams[0])
-
-def _pictures(container):
-    "The video streams of an open container that are no cover art"
-    attached = Disposition.attached_pic
-    return [s for s in container.streams.video if not s.disposition & attached]
 
 def _packet_seconds(path):
     "How many seconds of sound the packets of a file hold; infinity if there are pictures, too"
-    with av.open(str(path), metadata_errors="replace") as container:
+    with open_media(path, "decoded as audio") as container:
         stream = _sound_stream(container, path)
-        if _pictures(container): return np.inf
+        if video_stream(container): return np.inf
         return float(sum(p.duration or 0 for p in container.demux(stream))*stream.time_base)
 
 # %% ../nbs/machinery/sounds.ipynb #bbeaa8d2
@@ -163,8 +171,9 @@ def _in_time(frames, clock):
 # %% ../nbs/machinery/sounds.ipynb #fe10136c
 def _first_picture(container):
     "When the first picture appears, in seconds; None if there are no pictures"
-    starts = (s.start_time*s.time_base for s in _pictures(container) if s.start_time is not None)
-    return next(map(float, starts), None)
+    film = video_stream(container)
+    if film is None or film.start_time is None: return None
+    return float(film.start_time*film.time_base)
 
 def _moved_up(frames):
     "The first two frames of a film; the first one is moved up to the second"
@@ -184,7 +193,7 @@ def _timed(frames, container, report):
 
 def _track_blocks(path, report):
     "Mono blocks and their rate of the sound track of any file that PyAV opens"
-    with av.open(str(path), metadata_errors="replace") as container:
+    with open_media(path, "decoded as audio") as container:
         stream = _sound_stream(container, path)
         report.seconds = (container.duration or 0)/av.time_base
         if stream.codec_context.name.startswith("pcm"): report.loud = 1
@@ -260,8 +269,6 @@ def _blocks(path, rate, report):
         yield from _at_rate(_checked(path, blocks, report), rate)
     except sf.LibsndfileError as e:
         raise ValueError(f"{path}: cannot be decoded as audio ({e.error_string})") from e
-    except av.error.FFmpegError as e:
-        raise ValueError(f"{path}: cannot be decoded as audio ({e.strerror})") from e
 
 # %% ../nbs/machinery/sounds.ipynb #55d9caf8
 def _changes(report):

@@ -183,6 +183,12 @@ def test_tags_in_another_encoding_are_read_over(tmp_path):
     assert heard(quiet(read_waveform, path)) == [0.3]
 
 
+def test_a_name_that_looks_like_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.mp4", [(clicks(1, 48000), 0)]).rename(tmp_path / "file:b|c.mp4")
+    np.testing.assert_allclose(heard(quiet(read_waveform, "file:b|c.mp4")), [0.3], atol=0.05)
+
+
 def test_the_default_track_is_read(tmp_path):
     with av.open(str(tmp_path / "a.mkv"), "w") as box:
         tracks = [box.add_stream("flac", rate=16000, layout="mono") for _ in range(2)]
@@ -354,7 +360,8 @@ def header(**changed):
 
 @pytest.mark.parametrize("changed", [
     {}, dict(riff=2**32 - 1, data=2**32 - 1), dict(data=2**32 - 1), dict(data=0),
-    dict(riff=0, data=0), dict(data=0x7FFFF000)])
+    dict(riff=0, data=0), dict(data=0x7FFFF000), dict(riff=2**31, data=2**31),
+    dict(riff=0x7FFFF024, data=0x7FFFF000)])
 def test_lengths_that_mean_unknown(tmp_path, changed):
     (tmp_path / "a.wav").write_bytes(header(**changed))
     wave = quiet(read_waveform, tmp_path / "a.wav")
