@@ -146,6 +146,7 @@ def cold_start(
 ) -> list[dict]:                     # trl's log history
     "Supervised fine-tuning; saves all weights or adapters to `out`"
     check_rows(dataset)
+    processor.check_words(dataset)
     settings = _settings(model, recipe, dict(seed=0) | changes)
     resume = _open_run(model, dataset, out, settings, validation)
     if (log := finished_log(model, out)) is not None: return log
