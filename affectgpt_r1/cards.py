@@ -6,6 +6,9 @@
 __all__ = ['model_card']
 
 # %% ../nbs/machinery/cards.ipynb #d1a83a31
+import html
+import re
+
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
@@ -52,20 +55,26 @@ AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
 """
 
 # %% ../nbs/machinery/cards.ipynb #16d2b1b3
+def _inline(text):
+    "A name for the text of a card: one line, without the signs of Markdown and HTML"
+    return " ".join(html.escape(re.sub(r"[`|*\[\]\\{}]", "", str(text))).split())
+
+
 def _body(model, name, training_data, metrics):
     "The text of a card"
     config = model.config
     parts = {"decoder": config.text_config, "vision tower": config.vision_config,
              "audio tower": config.audio_config}
-    lines = [f"| {part} | {x.model_type} | {x.hidden_size:,} | {x.num_hidden_layers} |"
+    lines = [f"| {part} | {_inline(x.model_type)} | {x.hidden_size:,} | {x.num_hidden_layers} |"
              for part, x in parts.items()]
-    scores = [f"- {metric}: {value}" for metric, value in (metrics or {}).items()]
+    preset = f", preset `{_inline(config.preset)}`" if config.preset else ""
+    scores = [f"- {_inline(metric)}: {_inline(value)}" for metric, value in (metrics or {}).items()]
     return _CARD.format(
-        preset=f", preset `{config.preset}`" if config.preset else "", fusion=config.fusion,
+        preset=preset, fusion=config.fusion,
         mode=f"as released (`compat={config.compat!r}`)" if config.compat else "default",
         count=model.num_parameters(), parts="\n".join(lines),
         training_data=training_data or "Not stated.", metrics="\n".join(scores) or "None given.",
-    ) + _USE.format(name=name)
+    ) + _USE.format(name=re.sub(r"[^\w .:/@+-]", "", name))
 
 # %% ../nbs/machinery/cards.ipynb #e9d1e902
 def model_card(

@@ -120,6 +120,14 @@ def _sft_config(out, settings, validation):
         per_device_eval_batch_size=ours["per_device_train_batch_size"])
     return SFTConfig(str(out), **trainer_settings() | ours | settings)
 
+# %% ../nbs/09_coldstart.ipynb #f83e3cce
+def _check_data(processor, dataset, validation):
+    "Raises ValueError for rows that cannot be trained on"
+    for rows, what in ((dataset, "data set"), (validation, "validation set")):
+        if rows is None: continue
+        check_rows(rows, what)
+        processor.check_words(rows)
+
 
 def _check_batches(n_clips, args):
     "Raises ValueError where there are too few clips for a single batch"
@@ -159,8 +167,7 @@ def cold_start(
     **changes: Any                   # What differs from the recipe, as `seed` or `learning_rate`
 ) -> list[dict]:                     # trl's log history
     "Supervised fine-tuning; saves all weights or adapters to `out`"
-    check_rows(dataset)
-    if validation is not None: check_rows(validation, "validation set")
+    _check_data(processor, dataset, validation)
     settings = _settings(model, recipe, dict(seed=0) | changes)
     args = _sft_config(out, settings, validation)
     _check_batches(len(dataset), args)

@@ -52,7 +52,7 @@ _BEGINS = ("(?:he|she|they|it|his|her|their|its|the|this|that|these|there|becaus
            "|while|when|i|you|we|my|your|our|someone)\\b")
 _SENTENCE = re.compile(rf"\W*(?:{_BEGINS}|(?:both|an?|in|from)\s|(?:\w[\w'-]*[ ]+){{3}}\w"
                        r"|[他她它我你这那]|人物|男|女|因为|由于)")
-_REASON = re.compile(rf"(?:\s(?:-+>?|=+>)|\s?\()\s*(?={_BEGINS}\s)", re.IGNORECASE)
+_REASON = re.compile(rf"(?:\s(?:-+>?|=+>|\|)|\s?\()\s*(?={_BEGINS}\s)", re.IGNORECASE)
 
 # %% ../nbs/machinery/fields.ipynb #7d885707
 def _last_word(key):
@@ -102,7 +102,7 @@ def mark_reasons(
     text: str,   # From `plain_text`
 ) -> str:
     "`text` with a colon before a sentence in brackets or behind a dash: *Happy (she smiles)*"
-    return _REASON.sub(": ", text) if "-" in text or "(" in text or "=" in text else text
+    return _REASON.sub(": ", text) if any(sign in text for sign in "-(=|") else text
 
 # %% ../nbs/machinery/fields.ipynb #675b655b
 def read_fields(
@@ -116,7 +116,8 @@ def read_fields(
     for key, end in zip(keys, ends):
         value = text[key.end():end]
         labels, now = _judge(key[1], value, read_parts)
-        goes_on = rule == "none" and text[key.start()-1] != "\n"
-        rule = now or (rule if goes_on else "all")
+        before = text[max(0, key.start() - 9):key.start()]
+        if not key[1].strip(" ,*_") and before.rstrip(" ,")[-1:] == SCORE: now = "known"
+        rule = now or (rule if rule == "none" and before[-1:] != "\n" else "all")
         found += labels + _take(value, rule, read_parts)
     return found

@@ -215,10 +215,10 @@ def as_row(
 def _prediction_html(said):
     "The reply, what it was given from, and a table of its words; all that was written is escaped"
     probability = pd.Series(said.probabilities, dtype=float)
-    table = said.sectors.drop(columns="wheels").assign(probability=probability).fillna("")
+    table = said.sectors.drop(columns="wheels").assign(probability=probability)
     there = ", ".join(name for name, was_there in said.used.items() if was_there) or "nothing"
-    text = f"<p>{html.escape(said.reply)}</p><p>from {there}</p>"
-    return text + table.to_html(float_format="{:.3f}".format)
+    text = f"<p>{html.escape(said.reply)}</p><p>from {html.escape(there)}</p>"
+    return text + table.astype(object).fillna("").to_html(float_format="{:.3f}".format)
 
 # %% ../nbs/machinery/inference.ipynb #b98e01eb
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ _SEPARATORS = re.compile(
     |[ ](?:and|or|but|as\ well\ as|along\ with)(?=[ ])
     """, re.VERBOSE)
 _CHINESE_AND = re.compile(
-    r"(?<=[\u4e00-\u9fff]{2})(?:以及|并且|而且|或者|还有|同时|"
-    r"(?<![温缓随柔祥谦暖附])(?<!(?<!不)平)和(?![蔼谐睦煦])|(?<!参)与(?![众世]))"
+    r"(?:以及|并且|而且|或者|还有|同时|(?<=[\u4e00-\u9fff]{2})(?:"
+    r"(?<![温缓随柔祥谦暖附])(?<!(?<!不)平)和(?![蔼谐睦煦])|(?<!参)与(?![众世])))"
     r"(?=[\u4e00-\u9fff]{2})")
 _NO_LABEL = {"None", "NaN", "Null", "NULL", "N/A", "n/a", "No emotion", "no emotion",
              "No emotions", "no emotions", "无"}   # but not `none`: a clean list must come back

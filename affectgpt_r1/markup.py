@@ -127,7 +127,9 @@ _SCORE = re.compile(
     rf"""(?:\b(?:confidence|probability|score|intensity)\b[ ]*(?:of\b|:|=|is\b)?[ ]*)?
       (?<![\w.])(?:(?P<share>{_NUMBER})\s*(?:%|percent\b|/\s*\d+|out\ of\ \d+)
        |(?P<decimal>[-+]?\d*\.\d+)(?![\w.])
-       |(?<=[:=(])\s*(?P<whole>\d+)(?![\w.:]))""", re.VERBOSE | re.IGNORECASE)
+       |(?<=[:=(])\s*(?P<whole>\d+)(?![\w.:]))
+      (?:\s*\b(?:confidence|confident|certain|certainty|probability|likely|sure)\b)?""",
+    re.VERBOSE | re.IGNORECASE)
 _LEVEL = re.compile(r"""(?<=[:=])[\s"']*(?:(?P<no>no|false|none|absent|not\ present|null|n/a)
       |(?:(?:very|fairly|quite)\s+)?(?:high|medium|moderate|low|strong|weak|mild|intense|slight|yes
        |true|present))[\s"']*(?=[,;.)}\]\n|]|$)""", re.VERBOSE | re.IGNORECASE)

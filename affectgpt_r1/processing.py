@@ -21,7 +21,7 @@ from transformers import (
 
 from .chats import (
     as_clips, check_lengths, check_text, check_variables, clip_in, clip_name, clips_of,
-    control_tokens, text_in, truncate_text)
+    control_tokens, text_in, truncate_text, turn_marks)
 from .configuration import AffectGPTConfig, check_compat
 from .labels import QUESTIONS, check_mode
 from .media import is_missing, read_clip
@@ -97,8 +97,27 @@ def check_prompt_template(
                          f"three in this order; this one holds {fields}")
     return template
 
+# %% ../nbs/07b_processing.ipynb #270e34b5
+class _Commands:
+    def commands(self) -> set[str]:
+        "What no text may hold: tokens of the model, and the marks of turns in its templates"
+        chat_template = self.chat_template or self.tokenizer.chat_template
+        return control_tokens(self.tokenizer) | turn_marks(self.prompt_template, chat_template)
+
+    def check_words(
+        self,
+        rows: Iterable[dict],  # With `name`, `subtitle`, `labels` and perhaps `description`
+    ) -> None:
+        "Raises ValueError that names the clip whose words hold a command of the model"
+        commands = self.commands() - {*TAGS}   # tags have a check of their own
+        for row in rows:
+            for what in ("subtitle", "labels", "description"):
+                words = row.get(what) or ""
+                text = words if isinstance(words, str) else "\n".join(words)
+                check_text(text, commands, f"clip {row.get('name')!r}: its {what}")
+
 # %% ../nbs/07b_processing.ipynb #83e7f1b1
-class _PromptWriter:
+class _PromptWriter(_Commands):
     @property
     def placeholder_ids(self) -> list[int]:
         "Ids of <multi>, <audio>, <video>: never to be sampled"
@@ -109,7 +128,7 @@ class _PromptWriter:
         return self._as_texts([chat])[0]
 
     def _as_texts(self, chats):
-        tokens = control_tokens(self.tokenizer)
+        tokens = self.commands()
         return [[message | dict(content=self._content(message, tokens)) for message in chat]
                 for chat in chats]
 

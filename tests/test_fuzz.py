@@ -259,6 +259,21 @@ def test_sheets(tmp_path, how):
     survives(read_wheel_sheet, tmp_path/"wheel1.xlsx", data)
 
 
+LINES = ["1", "2", "", "WEBVTT", "NOTE x", "00:00:01,000 --> 00:00:02,000", "00:01 --> 00:02 a:b",
+         "1 --> 2", "0:00:01.000,0:00:02.000", "[Script Info]", "[Events]", "{1}{2}hi", "[1][2]hi",
+         "Format: Start, End, Text", "Dialogue: 0:00:01.00,0:00:02.00,hi{\\p1}", "<tt><body><p>",
+         "<SAMI><BODY><SYNC Start=1>", "<rt><rt>", "&amp;#x110000;", "{\\", "<i", "\x00", "９９"]
+
+
+@fuzz
+@given(st.lists(st.sampled_from(LINES) | text, max_size=12), st.sampled_from(["\n", "\r", " "]),
+       st.sampled_from(["x.srt", "x.vtt", "x.ass", "x.ttml"]))
+def test_subtitles_of_any_lines(tmp_path, lines, end, name):
+    said = survives(read_subtitle, tmp_path/name, encoded(end.join(lines)))
+    if said is None: return   # refused
+    assert said == " ".join(said.split()) and not re.search(r"[\0-\x1f\ufeff]", said)
+
+
 @fuzz
 @given(st.binary(max_size=80)
        | text.map(lambda t: encoded(f"1\n00:00:01,000 --> 00:00:02,000\n{t}\n\n{t}")))

@@ -181,6 +181,18 @@ def test_what_a_model_wrote_cannot_script_the_page():
     assert "<script" not in said._repr_html_()
 
 
+@pytest.mark.parametrize("tag", [
+    "<img src=x onerror=alert(1)>", "</p><iframe>", "<b>", "</table>", "<!-- ", "&lt;b>"])
+def test_nothing_that_was_written_is_html(tag):
+    "In each field that the page shows"
+    there = dict(video=True, **{tag: True})
+    said = Prediction(
+        tag, tag, tag, [tag], {tag: .5}, load_wheels().coverage([tag, "happy"]), there)
+    shown = said._repr_html_()
+    assert tag not in shown.replace("</table>", "", tag == "</table>")
+    assert shown.count("<table") == shown.count("</table>") == shown.count("<tbody") == 1
+
+
 def test_probability_of_a_label_is_the_product_over_its_tokens(toy):
     tokenizer = toy[1].tokenizer
     ids = tokenizer("<think>happy</think><answer>Sad, happy, happy</answer>")["input_ids"]

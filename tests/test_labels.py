@@ -1,4 +1,5 @@
 "Parsing: what must never happen, on any text"
+import os
 import time
 from unicodedata import category
 
@@ -196,6 +197,12 @@ def test_missing_values():
     ("The emotion is: happy.", ["happy"]),
     ("Surprise: The woman's eyes widen, and her mouth opens.\nJoy: She laughs.",
      ["surprise", "joy"]),
+    ("1. **Anger** (0.9): The man shouts.\n2. **Fear** (0.1): He trembles.", ["anger", "fear"]),
+    ("Joy | 0.8 | she smiles", ["joy"]), ("happy 80% - she smiles", ["happy"]),
+    ("happy (80% confidence), sad (20 % sure)", ["happy", "sad"]),
+    ("高兴和愤怒，以及惊讶", ["高兴", "愤怒", "惊讶"]), ("情感标签：愤怒、悲伤", ["愤怒", "悲伤"]),
+    ("Anxious/worried: she bites her nails", ["anxious", "worried"]),
+    ("{'happy': 0.8, 'sad': 0.2}", ["happy", "sad"]), ("“Happy”: she smiles", ["happy"]),
 ])
 def test_a_word_before_a_colon(text, labels):
     "It is a label where the wheels know it, or where a score or a reason follows"
@@ -313,7 +320,7 @@ marked = st.lists(st.sampled_from([*FRAGMENTS, *MARKS, *SPECIAL_WORDS]) | st.tex
                   max_size=14).map("".join)
 
 
-@settings(max_examples=600)
+@settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", 600)))
 @given(marked | anything)
 def test_what_a_list_of_labels_is(text):
     "Each once, without a mark, no longer than the text; and reading it again changes nothing"

@@ -26,9 +26,9 @@ TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 </details>
 {% endif %}{% endif %}{% endblock %}
 {% macro plain(text) %}
-````` {.output}
+{{ text | fence }} {.output}
 {{ text }}
-`````
+{{ text | fence }}
 {% endmacro %}
 {% macro attributes(meta) %}
 {{- '{' ~ ('#' ~ meta.label if meta.label else '')
@@ -39,9 +39,9 @@ TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {% block data_text %}{{ plain(output.data['text/plain']) }}{% endblock %}
 {% block error %}{{ plain(output.ename ~ ': ' ~ output.evalue) }}{% endblock %}
 {% block data_html %}
-`````{=html}
+{{ output.data['text/html'] | fence }}{=html}
 <div class="table">{{ output.data['text/html'] }}</div>
-`````
+{{ output.data['text/html'] | fence }}
 {% endblock %}
 {% block data_png %}
 ![{{ cell.metadata.caption }}]({{ output.metadata.filenames['image/png']
@@ -95,6 +95,11 @@ def prepare(nb, code=True):
     return nb
 
 
+def fence(text):
+    "Backticks that are longer than any in `text`, so that nothing in it ends the block"
+    return "`" * max(5, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
 def to_markdown(
     nb,  # A notebook; its directives are carried out in place
     files="files",  # The folder that the images' names begin with
@@ -103,6 +108,7 @@ def to_markdown(
 ):
     "The notebook as Markdown, and its images by name"
     exporter = MarkdownExporter(raw_template=template)
+    exporter.register_filter("fence", fence)
     text, resources = exporter.from_notebook_node(
         prepare(nb, code), resources={"output_files_dir": files}
     )
