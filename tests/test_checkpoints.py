@@ -408,7 +408,7 @@ def test_another_run_is_never_taken_for_this_one(toy, finished, change, name, ca
 
 def few_wheels():
     "Wheels with one sector"
-    words, names = {"happy": {"happy": 0}}, {"happy": ["happy"]}
+    words, names = {"happy": ["happy"]}, {"happy": ["happy"]}
     return EmotionWheels("few", {"one": {"joy": {"joy": ["happy"]}}}, words, names)
 
 
