@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import ModelOutput
 from trl import GRPOConfig, GRPOTrainer
 
+from .checkpoints import gathered_weights
 from .guards import EpochOrder
 from .processes import gather_results
 from .modeling import MEDIA_KEYS, AffectGPTForConditionalGeneration
@@ -146,13 +147,13 @@ def clips_to_read(
     return dict(asked=min(there, clips), there=there)
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #8ef497af
-class _CountsClips(_LearnsFromClips):
+class _Samples(_LearnsFromClips):
     clips_read, first_step = frozenset(), math.inf
 
     def _generate_and_score_completions(self, inputs):
         self.clips_read |= {row["name"] for row in inputs if "name" in row}
         self.first_step = min(self.first_step, self.state.global_step)
-        return super()._generate_and_score_completions(inputs)
+        with gathered_weights(self.model): return super()._generate_and_score_completions(inputs)
 
     def clips_asked_about(self) -> dict[str, int] | None:
         "How many clips are there, and were to be read, and were; None for a part of a run"
@@ -162,7 +163,7 @@ class _CountsClips(_LearnsFromClips):
         return wanted | dict(read=len(read))
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #e843b08a
-class AffectGRPOTrainer(_CountsClips):
+class AffectGRPOTrainer(_Samples):
     "trl's `GRPOTrainer` with the clip's tensors kept next to each answer, from sampling to loss"
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

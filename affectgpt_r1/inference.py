@@ -28,7 +28,7 @@ from transformers.generation.streamers import BaseStreamer
 # %% ../nbs/machinery/inference.ipynb #d21abc56
 from .cards import model_card
 from .chats import clips_of
-from .checkpoints import find_base, load_stage, save_stage
+from .checkpoints import find_base, gathered_weights, load_stage, save_stage
 from .containers import media_streams
 from .labels import MODES, check_mode, parse_response
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
@@ -139,7 +139,7 @@ def _write(model, processor, inputs, config, logps, **how):
     if logps:
         config = deepcopy(config)
         config.output_logits = config.return_dict_in_generate = True
-    with _evaluating(model), torch.no_grad():
+    with _evaluating(model), torch.no_grad(), gathered_weights(model):
         out = model.generate(**inputs, generation_config=config, **how)
     start = inputs["input_ids"].shape[1]
     if not logps: return out[:, start:], None

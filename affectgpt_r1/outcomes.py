@@ -64,7 +64,12 @@ def _unscored(log):
     "The rewards that never were a number"
     names = {name for r in log for name in r if name.startswith("rewards/") and "/mean" in name}
     values = {name: [r[name] for r in log if name in r] for name in sorted(names)}
-    return [name.split("/")[1] for name, xs in values.items() if all(x != x for x in xs)]
+    return [name.split("/")[1] for name, xs in values.items() if all(map(_is_no_number, xs))]
+
+
+def _is_no_number(x):
+    "None, as trl logs it, or NaN"
+    return x is None or x != x
 
 # %% ../nbs/machinery/outcomes.ipynb #025630c0
 def reasons_in(
@@ -88,7 +93,7 @@ def _less(state, clips):
 def _best(state, log):
     "Was a checkpoint chosen, if there were scores to choose by?"
     scores = [r[name] for r in log for name in ("eval_ew_f", "eval_loss") if name in r]
-    if scores and all(x != x for x in scores):
+    if scores and all(map(_is_no_number, scores)):
         yield "the score on the held-out clips never was a number, so the last weights were kept"
 
 # %% ../nbs/machinery/outcomes.ipynb #fa3f1ad6

@@ -232,10 +232,18 @@ def base_state(
 # %% ../nbs/machinery/parts.ipynb #beb83492
 def source_hash(
     model: AffectGPTForConditionalGeneration,   # The same
-) -> str | None:
-    "A hash of the weights that is the same in 32 bits and in bf16; None for quantised weights"
-    if getattr(model, "is_quantized", False): return None
-    return weights_hash(base_state(model), torch.bfloat16)
+) -> str:
+    "A hash of the weights that is the same in 32 bits and in bf16; without quantised layers"
+    weights = base_state(model)
+    if getattr(model, "is_quantized", False): weights = _not_quantized(weights)
+    return weights_hash(weights, torch.bfloat16)
+
+
+def _not_quantized(weights):
+    "The weights of all layers but those whose numbers were packed when they were loaded"
+    packed = (torch.int8, torch.uint8, torch.int32)
+    layers = {name.rpartition(".")[0] + "." for name, x in weights.items() if x.dtype in packed}
+    return {name: x for name, x in weights.items() if not name.startswith(tuple(layers))}
 
 # %% ../nbs/machinery/parts.ipynb #e85a7a1a
 def _plain(value):

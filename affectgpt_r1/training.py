@@ -10,8 +10,10 @@ __all__ = ['LOGGING_SETTINGS', 'trainer_settings', 'refuse_second_names', 'check
 # %% ../nbs/machinery/training.ipynb #c003
 import errno
 import json
+import os
 import shutil
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -213,7 +215,7 @@ def start_or_resume(
     settings = json.loads(json.dumps(settings, default=_as_dict))
     return compute_once(partial(_start_or_resume, Path(out), settings))
 
-
+# %% ../nbs/machinery/training.ipynb #bdd3c3e8
 def _start_or_resume(out, settings):
     "`start_or_resume` in the first process"
     _check_folder(out)
@@ -282,6 +284,15 @@ def _out_of_memory(trainer, desc, error):
         f"micro-batch (it is {trainer.args.per_device_train_batch_size}), "
         "gradient_checkpointing=True, or shorter answers.")
 
+# %% ../nbs/machinery/training.ipynb #478be67c
+def _check_sharing(trainer):
+    "Warns where weights should be shared out over processes, and are not"
+    is_shared = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" and not is_shared:
+            warnings.warn(f"{name} was asked for and is not in force on {trainer.args.device}: "
+                          "each process holds all weights", stacklevel=3)
+
 # %% ../nbs/machinery/training.ipynb #k025
 def run_training(
     trainer: Trainer,              # A trl trainer
@@ -293,6 +304,7 @@ def run_training(
     for callback in (Progress(desc), GradientCheck(), _LastEvaluation()):
         trainer.add_callback(callback)
     _expect_tied_weights(trainer)
+    _check_sharing(trainer)
     trainer.weights_at_start = trained_weights(trainer.model)
     _train(trainer, desc, resume)
     if trainer.state.global_step: return trainer.state.log_history

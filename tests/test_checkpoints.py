@@ -1,24 +1,30 @@
 "What a stage writes, the next one reads: adapters stay adapters, and nothing is lost"
 
 import copy
+import errno
 import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the `train` extra")
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import TrainerCallback
 
 from affectgpt_r1.checkpoints import load_stage, merge_stage, save_stage, save_start
 from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.demo import cold_started_toy
-from affectgpt_r1.grpo import train_grpo
+from affectgpt_r1.grpo import _check_clips, read_completions, train_grpo
 from affectgpt_r1.modeling import AffectGPTForConditionalGeneration, unwrap_peft
-from affectgpt_r1.parts import remember_source
+from affectgpt_r1.parts import remember_source, source_hash
 from affectgpt_r1.processing import make_prompt
-from affectgpt_r1.rewards import make_rewards
+from affectgpt_r1.rewards import accuracy_reward, make_rewards
 from affectgpt_r1.training import TrainingStopped
+from affectgpt_r1.wheels import EmotionWheels
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +197,271 @@ def test_a_run_with_another_penalty_is_not_resumed(toy, tmp_path):
     train_grpo(model, processor, rows, None, tmp_path, penalty="p2", **FEW)
     with pytest.raises(ValueError, match="penalty is 'p2' there and 'p3' now"):
         train_grpo(small(toy)[0], processor, rows, None, tmp_path, penalty="p3", **FEW)
+
+
+# Nothing happened is an error
+
+
+def trained(toy, out, stage="grpo", rows=None, **settings):
+    "A stage on eight clips"
+    model, processor, clips = small(toy)
+    rows = clips if rows is None else rows
+    if stage == "sft": return cold_start(model, processor, rows, out, **settings)
+    rewards = settings.pop("rewards", None)
+    return train_grpo(model, processor, rows, rewards, out, **FEW | settings)
+
+
+def constant(*values):
+    def reward(completions, **columns):
+        return [values[i % len(values)] for i in range(len(completions))]
+    return reward
+
+
+@pytest.mark.parametrize(
+    "stage, settings, error",
+    [
+        ("grpo", dict(num_prompts=3, steps_per_generation=3), "one sampling takes 9 clips"),
+        ("grpo", dict(num_prompts=3, generation_batch_size=36), "generation_batch_size is too"),
+        ("grpo", dict(num_prompts=9), "num_prompts is too large: one sampling takes 9 clips"),
+        ("grpo", dict(steps=0), "steps is 0; it must be a whole number"),
+        ("grpo", dict(steps=2.5), "steps is 2.5"),
+        ("grpo", dict(micro_batch=0), "micro_batch is 0"),
+        ("grpo", dict(max_new_tokens=2), "takes 4: every answer would be cut"),
+        ("grpo", dict(learning_rate=0.), "learning_rate is 0.0: nothing would be learnt"),
+        ("grpo", dict(rewards=([constant(1.)], [0.])), "no reward counts"),
+        ("grpo", dict(rewards=([], [])), "no reward counts"),
+        ("grpo", dict(sead=1), "no setting is called sead"),
+        ("grpo", dict(epochs=1), "no setting is called epochs"),
+        ("grpo", dict(gradient_checkpointing="False"), "is 'False'; it must be bool"),
+        ("grpo", dict(mask_truncated_completions="True"), "is 'True'; it must be bool"),
+        ("grpo", dict(beta="0.1"), "beta is '0.1'; it must be float"),
+        ("grpo", dict(learning_rate=None), "learning_rate is None"),
+        ("sft", dict(shuffle_labels="False"), "is 'False'; it must be bool"),
+        ("sft", dict(lora="None"), "lora is 'None'"),
+        ("sft", dict(max_steps=0), "max_steps is 0"),
+        ("sft", dict(learning_rate=float("nan")), "learning_rate is nan"),
+        ("sft", dict(batch_size=16, dataloader_drop_last=True), "a batch takes 16 clips"),
+    ],
+)
+def test_settings_with_which_nothing_would_happen(toy, tmp_path, stage, settings, error):
+    "Refused before anything is written"
+    with pytest.raises(ValueError, match=error):
+        trained(toy, tmp_path / "out", stage, **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_clips_are_counted_over_all_processes():
+    "Two processes with four prompts each ask about eight clips at once"
+    args = SimpleNamespace(generation_batch_size=16, num_generations=2, world_size=2)
+    _check_clips(8, 4, args)
+    with pytest.raises(ValueError, match="takes 8 clips, in 2 processes, and there are 6; .* 8 cl"):
+        _check_clips(6, 4, args)
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_no_clips_to_choose_a_checkpoint_on(toy, tmp_path, stage):
+    with pytest.raises(ValueError, match="the validation set holds no clips"):
+        trained(toy, tmp_path, stage, validation=toy.human.select([]))
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_run_shorter_than_the_way_to_its_evaluation_is_evaluated(toy, tmp_path, stage):
+    how = dict(epochs=1, batch_size=4) if stage == "sft" else {}
+    log = trained(toy, tmp_path, stage, validation=toy.human.select(range(8, 12)), **how)
+    assert [r["step"] for r in log if {"eval_loss", "eval_ew_f"} & set(r)] == [2]
+
+
+@pytest.mark.parametrize(
+    "settings, error",
+    [
+        (dict(warmup_steps=20, logging_steps=1), "no weight has changed in 1 steps: the learning"),
+        (dict(warmup_steps=20), "no weight has changed in 1 steps: the steps were too small"),
+        (dict(warmup_steps=0, learning_rate=1e39), "trained weights are not finite"),
+    ],
+)
+def test_a_cold_start_that_taught_nothing_is_not_finished(toy, tmp_path, settings, error):
+    with pytest.raises(TrainingStopped, match=error):
+        trained(toy, tmp_path, "sft", max_steps=1, batch_size=8, **settings)
+    assert not (tmp_path / "config.json").exists()
+    assert not json.loads((tmp_path / "run.json").read_text()).get("finished")
+
+
+def test_rewards_that_never_differ_are_said(toy, tmp_path):
+    "All answers get the same: there was nothing to learn, and a second reward never said anything"
+    with pytest.warns(UserWarning) as said:
+        silent = constant(None)
+        silent.__name__ = "silent"
+        trained(toy, tmp_path, rewards=([constant(1.), silent], [1., 1.]))
+    said = " ".join(str(w.message) for w in said)
+    assert "no weight has changed in 2 steps" in said and "did two answers to a clip differ" in said
+    assert "the reward 'silent' never was a number" in said
+    assert json.loads((tmp_path / "run.json").read_text())["done"]["changed_weights"] == 0
+
+
+@pytest.mark.parametrize(
+    "values, error",
+    [((1., float("nan")), "'reward' gave a value that is not finite for an answer to human_"),
+     ((float("inf"), 0.), "not finite"), ((None,), "No reward could score any answer"),
+     (("high",), "could not convert string to float")],
+)
+def test_rewards_that_are_no_numbers(toy, tmp_path, values, error):
+    with pytest.raises(TrainingStopped, match=error):
+        trained(toy, tmp_path, rewards=([constant(*values)], [1.]))
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_what_cannot_be_trained_is_refused(toy, adapted, tmp_path):
+    model, processor, rows = small(toy)
+    with pytest.raises(ValueError, match="no weight of this model takes part in training"):
+        cold_start(model.requires_grad_(False), processor, rows, tmp_path / "a", epochs=1)
+    model = load_stage(adapted[0])[0]
+    model.base_model.disable_adapter_layers()
+    with pytest.raises(ValueError, match="the adapters are switched off"):
+        train_grpo(model, processor, rows, None, tmp_path / "b", **FEW)
+    nowhere = LoraConfig(target_modules=["no_such_layer"])
+    with pytest.raises(ValueError, match="Target modules"):
+        cold_start(small(toy)[0], processor, rows, tmp_path / "c", lora=nowhere, epochs=1)
+
+
+def test_a_run_that_a_callback_stops_says_so(toy, tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs): control.should_training_stop = True
+
+    with pytest.warns(UserWarning, match="it was stopped after 1 of 4 steps"):
+        trained(toy, tmp_path, "sft", callbacks=[Stop()], epochs=2, batch_size=4, warmup_steps=0)
+    assert json.loads((tmp_path / "run.json").read_text())["done"]["steps"] == 1
+
+
+def test_clips_that_are_never_read_are_counted(toy, tmp_path):
+    "Without shuffling, the last two of eight clips never make up a sampling of three"
+    with pytest.warns(UserWarning, match="2 of 8 clips were never read"):
+        trained(toy, tmp_path, steps=3, num_prompts=3, shuffle_dataset=False)
+    done = json.loads((tmp_path / "run.json").read_text())["done"]
+    assert done["clips"] == 6 and done["steps"] == done["asked_steps"] == 3
+
+
+# Keys hold everything that decides a result
+
+
+@pytest.fixture(scope="module")
+def finished(toy, tmp_path_factory):
+    "A finished run of GRPO with a reward, a validation set and files of its own"
+    root = tmp_path_factory.mktemp("finished")
+    for row in toy.human.select(range(2)): shutil.copy(row["video"], root)
+
+    def moved(row): return dict(video=str(root / Path(row["video"]).name))
+
+    rows = toy.human.select(range(2)).map(moved)
+    how = dict(steps=1, num_prompts=2, num_generations=4, warmup_steps=0,
+               validation=toy.human.select(range(8, 10)))
+    model, processor, _ = small(toy)
+    processor = copy.copy(processor)
+    processor.features = None
+    rewards = make_rewards("acc+format", penalty="p2")
+    train_grpo(model, processor, rows, rewards, root / "out", **how)
+    return root, rows, how
+
+
+def wider(completions, **columns): return [float(len(c[0]["content"])) for c in completions]
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ("nothing", ""), ("subtitle", "prompts is"), ("media", "media is"),
+        ("image mean", "processor is"), ("template", "prompts is"), ("tokenizer", "processor is"),
+        ("wheels", "rewards is"), ("penalty", "rewards is"), ("function", "rewards is"),
+        ("validation", "validation is"), ("sampling", "sampling is"), ("labels", "clips is"),
+    ],
+)
+def test_another_run_is_never_taken_for_this_one(toy, finished, change, name, capsys):
+    root, rows, how = finished
+    model, processor, _ = small(toy)
+    processor = copy.deepcopy(processor)
+    processor.features = None
+    rewards, kept = make_rewards("acc+format", penalty="p2"), {}
+    if change == "subtitle": rows = rows.map(lambda r: dict(subtitle="Quite other words."))
+    if change == "labels": rows = rows.map(lambda r: dict(labels=["angry"]))
+    if change == "image mean": processor.image_processor.image_mean = [0., 0., 0.]
+    if change == "template": processor.chat_template += " "
+    if change == "tokenizer": processor.tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    if change == "wheels": rewards[0][0] = accuracy_reward(few_wheels(), "p2")
+    if change == "penalty": rewards = make_rewards("acc+format", penalty="p1")
+    if change == "function": rewards[0][1] = wider
+    if change == "validation":
+        how = how | dict(validation=how["validation"].map(lambda r: dict(subtitle="Other.")))
+    if change == "sampling": model.generation_config.min_p = 0.5
+    if change == "media":
+        file = Path(rows[0]["video"])
+        kept[file] = file.read_bytes()
+        shutil.copy(rows[1]["video"], file)
+    try:
+        if not name:
+            train_grpo(model, processor, rows, rewards, root / "out", **how)
+            assert "this run is finished" in capsys.readouterr().out
+            return
+        with pytest.raises(ValueError, match=name):
+            train_grpo(model, processor, rows, rewards, root / "out", **how)
+    finally:
+        for file, content in kept.items(): file.write_bytes(content)
+
+
+def few_wheels():
+    "Wheels with one sector"
+    words, names = {"happy": ["happy"]}, {"happy": ["happy"]}
+    return EmotionWheels("few", {"one": {"joy": {"joy": ["happy"]}}}, words, names)
+
+
+# Folders and disks
+
+
+def test_a_folder_that_is_not_for_this_run(toy, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="is a file; `out` must be a folder"):
+        trained(toy, tmp_path / "file", "sft", epochs=1)
+    model, processor, _ = small(toy)
+    save_stage(model, processor, tmp_path / "model")
+    with pytest.raises(ValueError, match="holds a model that no training run has written"):
+        trained(toy, tmp_path / "model", "sft", epochs=1)
+
+
+def test_a_disk_that_is_full_at_the_end(toy, tmp_path, monkeypatch):
+    "Nothing is called finished, and the same call goes on from the last checkpoint"
+    how = dict(epochs=1, batch_size=4, save_steps=1, warmup_steps=0)
+    def full(*args): raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("affectgpt_r1.training.save_stage", full)
+    with pytest.raises(TrainingStopped, match="Make room. .*checkpoint-2 is complete"):
+        trained(toy, tmp_path, "sft", **how)
+    monkeypatch.undo()
+    trained(toy, tmp_path, "sft", **how)
+    assert json.loads((tmp_path / "run.json").read_text())["done"]["steps"] == 2
+
+
+def test_a_record_that_was_cut_short_is_no_record(toy, tmp_path):
+    (tmp_path / "run.json").write_text('{"stage": "col')
+    trained(toy, tmp_path, "sft", epochs=1, batch_size=4, warmup_steps=0)
+    assert json.loads((tmp_path / "run.json").read_text())["finished"]
+
+
+def test_answers_that_were_cut_short_and_those_of_another_run(toy, tmp_path):
+    (tmp_path / "completions").mkdir()
+    (tmp_path / "completions/completions_00009.parquet").write_bytes(b"from a run before")
+    trained(toy, tmp_path)
+    assert sorted(read_completions(tmp_path)["step"].unique()) == [1, 2]
+    (tmp_path / "completions/completions_00003.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.warns(UserWarning, match="00003.parquet is cut short and is left out"):
+        assert sorted(read_completions(tmp_path)["step"].unique()) == [1, 2]
+
+
+def test_the_base_of_quantised_layers_is_told_by_the_others(toy):
+    "Packed numbers may differ from machine to machine; embeddings, norms and towers do not"
+    model, _, _ = small(toy)
+    layer = model.model.language_model.layers[0].mlp.up_proj
+    layer.weight = torch.nn.Parameter(layer.weight.data.to(torch.int8), requires_grad=False)
+    model.is_quantized = True
+    before = source_hash(model)
+    layer.weight.data += 1
+    assert source_hash(model) == before
+    with torch.no_grad(): model.lm_head.weight.add_(0.1)
+    assert source_hash(model) != before
