@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, Genera
 from .labels import make_target
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from .parts import (
-    base_state, load_parts, lora_config, remember_source, source_hash)
+    base_state, check_lora, load_parts, lora_config, remember_source, source_hash)
 from .processing import AUTO_MAP, AffectGPTProcessor, make_prompt
 
 # %% ../nbs/machinery/checkpoints.ipynb #08b6659f
@@ -55,12 +55,17 @@ def adapters_for(
     if any(".lora_" in name for name, _ in model.named_parameters()):
         raise ValueError("the adapters of an earlier stage are still inside this model: go on "
                          "with what `load_stage` gives for the folder of that stage")
-    return lora_config(model) if lora is True else lora or None
+    return check_lora(model, lora_config(model) if lora is True else lora) if lora else None
 
 # %% ../nbs/machinery/checkpoints.ipynb #55fbf331
+# peft repeats it in its error where it is asked to load such a folder by itself
+_ADVICE = "affectgpt_r1.checkpoints.load_stage loads this folder, and what it belongs to"
+
+
 def _save_adapters(model, out, state_dict):
     "Adapters, fusion and trained rows in one file, with the configuration and the base's place"
     base = unwrap_peft(model)
+    model.peft_config["default"].base_model_name_or_path = _ADVICE
     model.save_pretrained(out, state_dict=state_dict, selected_adapters=["default"],
                           save_embedding_layers=False)
     (out / "README.md").unlink(missing_ok=True)   # peft's card, which is an empty form
