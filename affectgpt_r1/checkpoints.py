@@ -25,7 +25,7 @@ from .labels import make_target
 from .messages import list_some
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from .parts import (
-    base_state, load_parts, lora_config, remember_source, source_hash)
+    base_state, check_lora, load_parts, lora_config, remember_source, source_hash)
 from .processes import rank_and_world_size
 from .processing import AUTO_MAP, AffectGPTProcessor, make_prompt
 
@@ -57,7 +57,7 @@ def adapters_for(
     if any(".lora_" in name for name, _ in model.named_parameters()):
         raise ValueError("the adapters of an earlier stage are still inside this model: go on "
                          "with what `load_stage` gives for the folder of that stage")
-    return lora_config(model) if lora is True else lora or None
+    return check_lora(model, lora_config(model) if lora is True else lora) if lora else None
 
 # %% ../nbs/machinery/checkpoints.ipynb #806e1361
 def _check_adapters(model):
@@ -70,9 +70,14 @@ def _check_adapters(model):
                          "enable_adapter_layers()")
 
 # %% ../nbs/machinery/checkpoints.ipynb #55fbf331
+# peft repeats it in its error where it is asked to load such a folder by itself
+_ADVICE = "affectgpt_r1.checkpoints.load_stage loads this folder, and what it belongs to"
+
+
 def _save_adapters(model, out, state_dict):
     "Adapters, fusion and trained rows in one file, with the configuration and the base's place"
     base = unwrap_peft(model)
+    model.peft_config["default"].base_model_name_or_path = _ADVICE
     model.save_pretrained(out, state_dict=state_dict, selected_adapters=["default"],
                           save_embedding_layers=False)
     (out / "README.md").unlink(missing_ok=True)   # peft's card, which is an empty form

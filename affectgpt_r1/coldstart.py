@@ -68,7 +68,8 @@ def _bounded(row, mode, processor, longest):
     "The row with a description that leaves room for its labels in an answer of `longest` tokens"
     if mode == "answer" or not longest or not row["description"]: return row
     name, tokenizer = f"clip {row['name']!r}: its description", processor.tokenizer
-    rest = tokenizer(make_target(row["labels"], "think", think="x"))["input_ids"]
+    target = make_target(row["labels"], "think", think="x")
+    rest = tokenizer(target, add_special_tokens=False)["input_ids"]
     text = check_text(row["description"], control_tokens(tokenizer) | {*TAGS}, name)
     return row | dict(description=truncate_text(tokenizer, text, longest - len(rest), name))
 

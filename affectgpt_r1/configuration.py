@@ -96,6 +96,7 @@ class _PartsConfig(PreTrainedConfig):
 # %% ../nbs/machinery/configuration.ipynb #89e35979
 class _FusionConfig(_PartsConfig):
     auto_map = {}  # trl asks for it when it reloads a reference model
+    head_bias = False  # true where the decoder's head has one, as Phi's
 
     def _set_own(self, fusion, compat, qformer, initializer_range, placeholder_ids, tag_ids):
         self.fusion, self.compat = check_fusion(fusion, compat), compat

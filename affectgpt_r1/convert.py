@@ -131,11 +131,12 @@ def from_released(
     dtype: torch.dtype = torch.bfloat16,  # Of the decoder
     tower_dtype: torch.dtype = torch.float32,  # Of the towers; or the decoder's
     ignore: Collection[str] = (),         # Names of tensors in the file that are left out
+    **settings,                           # For `load_parts`, as `max_subtitle_tokens`
 ) -> tuple:                               # (peft's model, processor)
     "The released AffectGPT as a native model"
     model, processor = load_parts(
         text_path, vision_path, audio_path, dtype, prompt_template=frame, visual=visual,
-        compat="affectgpt", tower_dtype=tower_dtype)
+        compat="affectgpt", tower_dtype=tower_dtype, **settings)
     return load_released(model, path, ignore), processor
 
 # %% ../nbs/machinery/convert.ipynb #9e1b8fca

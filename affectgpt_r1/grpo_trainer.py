@@ -119,7 +119,7 @@ class _LearnsFromClips(_SamplesFromClips):
         "The clips of a micro-batch, and the numbers of their prompts if sharing them pays"
         media = {name: x[rows] for name, x in self.media.items()}
         prompt_of = media.pop("prompt_of", None)
-        shared = prompt_of is not None and takes_packed_rows(self.model.config)
+        shared = prompt_of is not None and takes_packed_rows(self.model.config, length)
         if shared and packing_saves(prompt_of, length, n): media["prompt_of"] = prompt_of
         return media
 

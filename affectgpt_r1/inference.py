@@ -64,7 +64,8 @@ def _ends_and_padding(model, processor):
     "Ids of the tokens that end a reply, and of the padding"
     own, tokenizer = model.generation_config, getattr(processor, "tokenizer", None)
     ends = [*_as_list(getattr(own, "eos_token_id", None)),
-            *_as_list(getattr(tokenizer, "eos_token_id", None))]
+            *_as_list(getattr(tokenizer, "eos_token_id", None)),
+            *_as_list(getattr(processor, "end_id", None))]
     padding = [*_as_list(getattr(own, "pad_token_id", None)),
                *_as_list(getattr(tokenizer, "pad_token_id", None))]
     return list(dict.fromkeys(ends)) or None, padding[0] if padding else None

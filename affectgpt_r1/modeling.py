@@ -9,16 +9,18 @@ __all__ = ['FUSION_CLASSES', 'MEDIA_KEYS', 'make_tower', 'frame_features', 'segm
 
 # %% ../nbs/07_modeling.ipynb #c003
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, Blip2QFormerConfig,
-    Blip2QFormerModel, Cache, CLIPVisionModelWithProjection, GenerationMixin, PreTrainedConfig,
-    PreTrainedModel)
+    Blip2QFormerModel, Cache, CLIPVisionModelWithProjection, PreTrainedConfig, PreTrainedModel)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .configuration import FUSIONS, AffectGPTConfig
+from .decoders import (
+    WholeGenerationConfig, embedding_name, position_inputs, scale_logits)
 from .shared_prompts import PackedRows, packed_mask, packed_positions, unpack_hidden
 
 # %% ../nbs/07_modeling.ipynb #082a9895
@@ -108,6 +110,9 @@ class QFormerPool(MeanPool):
         self.qformer = Blip2QFormerModel._from_config(qformer, attn_implementation="sdpa")
 
     def forward(self, x, mask=None):
+        if x.shape[1] > (most := self.place.num_embeddings):
+            raise ValueError(f"a clip has {x.shape[1]} frames or segments here, and this Q-Former "
+                             f"has {most} positions; take fewer, or another fusion")
         x = x + self.place.weight[:x.shape[1]]
         question = self.question.expand(len(x), -1, -1)  # [batch, 1, width]
         out = self.qformer(question, encoder_hidden_states=x, encoder_attention_mask=mask)
@@ -198,8 +203,19 @@ def insert_media_tokens(
             "per row. Was the prompt cut, or written without the clip?")
     return embeds.masked_scatter(is_placeholder[..., None], tokens.to(embeds.dtype))
 
+# %% ../nbs/07_modeling.ipynb #7fd87f9e
+class _WholeModel(PreTrainedModel):
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        "As any model of transformers; raises ValueError where a stage has written adapters"
+        folder = pretrained_model_name_or_path
+        if folder and Path(folder, "base.json").exists():
+            raise ValueError(f"{folder} holds adapters, or the place of a model: "
+                             "`affectgpt_r1.checkpoints.load_stage` loads it")
+        return super().from_pretrained(folder, *args, **kwargs)
+
 # %% ../nbs/07_modeling.ipynb #c026
-class AffectGPTPreTrainedModel(PreTrainedModel):
+class AffectGPTPreTrainedModel(_WholeModel):
     "What the backbone and the full model share"
     config_class = AffectGPTConfig
     base_model_prefix = "model"
@@ -293,9 +309,10 @@ class _Backbone(_MediaInPrompt):
         is_prompt = input_ids is not None and (past_key_values is None or input_ids.shape[1] > 1)
         V, A = self.media_features(input_ids, raw, cached, is_prompt)
         if V is not None: inputs_embeds = self._insert(inputs_embeds, input_ids, V, A, media_mask)
+        where = position_inputs(self.language_model, position_ids, attention_mask, past_key_values)
         out = self.language_model(
-            attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,
-            past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs)
+            attention_mask=attention_mask, use_cache=use_cache, past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds, **where, **kwargs)
         last = out.last_hidden_state[:, -logits_to_keep:]
         return BaseModelOutputWithPast(last, out.past_key_values, out.hidden_states, out.attentions)
 
@@ -323,13 +340,13 @@ class AffectGPTModel(_Backbone):
 
 # %% ../nbs/07_modeling.ipynb #aef4f133
 class _WithHead(AffectGPTPreTrainedModel):
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
-
     def __init__(self, config: AffectGPTConfig):  # Of the model
         super().__init__(config)
         text = config.text_config
         self.model = AffectGPTModel(config)
-        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=config.head_bias)
+        table = f"model.language_model.{embedding_name(self.model.language_model)}.weight"
+        self._tied_weights_keys = {"lm_head.weight": table}
         self.post_init()
         self.generation_config.suppress_tokens = config.placeholder_ids
 
@@ -343,15 +360,16 @@ class _WithHead(AffectGPTPreTrainedModel):
 # %% ../nbs/07_modeling.ipynb #ad1095f7
 def _add_logits(model, out, labels, kwargs):
     "The output of a model from that of its backbone: logits, and their loss"
-    logits, loss = model.lm_head(out.last_hidden_state), None
+    text, loss = model.config.text_config, None
+    logits = scale_logits(model.lm_head(out.last_hidden_state), text)
     if labels is not None:
-        size = model.config.text_config.vocab_size
-        loss = model.loss_function(logits=logits, labels=labels, vocab_size=size, **kwargs)
+        loss = model.loss_function(
+            logits=logits, labels=labels, vocab_size=text.vocab_size, **kwargs)
     return CausalLMOutputWithPast(
         loss, logits, out.past_key_values, out.hidden_states, out.attentions)
 
 # %% ../nbs/07_modeling.ipynb #90d3e552
-class _MediaGenerationMixin(GenerationMixin):
+class _MediaGenerationMixin(WholeGenerationConfig):
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
         inputs = super().prepare_inputs_for_generation(
             input_ids, is_first_iteration=is_first_iteration, **kwargs)

@@ -4,28 +4,34 @@
 
 # %% auto #0
 __all__ = ['make_model', 'make_toy_model', 'add_tokens', 'remember_source', 'base_state', 'source_hash', 'load_parts',
-           'lora_config']
+           'lora_config', 'check_lora']
 
 # %% ../nbs/machinery/parts.ipynb #58e3b3bb
 from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import (
     AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoModelForCausalLM,
-    AutoTokenizer, CLIPVisionModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase,
-    Wav2Vec2FeatureExtractor)
+    AutoTokenizer, CLIPVisionModelWithProjection, GenerationConfig, PreTrainedModel,
+    PreTrainedTokenizerBase, Wav2Vec2FeatureExtractor)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.pytorch_utils import Conv1D
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .chat_templates import end_of_turn
 from .configuration import (
     AUDIO_TOWERS, PRESETS, VISION_TOWERS, AffectGPTConfig, check_tower)
+from .decoders import (
+    check_decoder, check_kind, embedding_name, linear_names, without_dropout)
 from .fingerprints import weights_hash
 from .messages import list_some
 from .modeling import FUSION_CLASSES, AffectGPTForConditionalGeneration
 from .processing import (
-    CHAT_TEMPLATE, PLACEHOLDERS, TAGS, AffectGPTProcessor, train_tokenizer)
+    CHAT_TEMPLATE, PLACEHOLDERS, TAGS, AffectGPTProcessor, make_prompt, train_tokenizer)
 
 # %% ../nbs/machinery/parts.ipynb #c038
 def _scratch_processor(tokenizer, image_size):
@@ -106,6 +112,21 @@ def _load_towers(vision_path, audio_path, dtype, tower_dtype):
     return (_load_tower(vision_path, VISION_TOWERS, dtype),
             _load_tower(audio_path, AUDIO_TOWERS, dtype))
 
+# %% ../nbs/machinery/parts.ipynb #cff8bae9
+def _tables(text):
+    "The tables with a row for each token: embedding and head, one where they are tied; a bias too"
+    head = text.get_output_embeddings()
+    found = text.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)
+    return list({id(x): x.data for x in found if x is not None}.values())
+
+
+def _add_rows(text, n):
+    "Give a decoder `n` rows if it has fewer; each new one is the mean of all, today and tomorrow"
+    before = len(text.get_input_embeddings().weight)
+    if n <= before: return
+    text.resize_token_embeddings(n, mean_resizing=False)
+    for table in _tables(text): table[before:] = table[:before].float().mean(0).to(table.dtype)
+
 # %% ../nbs/machinery/parts.ipynb #v006
 def add_tokens(
     text: PreTrainedModel,               # A causal language model, changed in place
@@ -117,28 +138,52 @@ def add_tokens(
     parts = {tag: ids for tag, ids in parts.items() if len(ids) > 1}
     tokenizer.add_tokens(PLACEHOLDERS, special_tokens=True)
     tokenizer.add_tokens(list(parts))
-    if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
-    if len(tokenizer) > text.config.vocab_size:
-        text.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    both = text.get_input_embeddings(), text.get_output_embeddings()
-    tables = {id(x.weight): x.weight.data for x in both}  # one table where they are tied
+    _add_rows(text, 1 + max(tokenizer.get_vocab().values()))
     for tag, ids in parts.items():
-        for table in tables.values():
-            table[tokenizer.convert_tokens_to_ids(tag)] = table[ids].mean(0)
+        for table in _tables(text): table[tokenizer.convert_tokens_to_ids(tag)] = table[ids].mean(0)
     return tokenizer.convert_tokens_to_ids(list(parts))
 
 # %% ../nbs/machinery/parts.ipynb #244800b8
-def _load_decoder(path, dtype, quantization_config, tag_tokens):
-    "A decoder, its tokenizer with our tokens, and the ids of the tags that are new tokens"
-    quantized = dict(quantization_config=quantization_config) if quantization_config else {}
-    text = _load_whole(AutoModelForCausalLM, path, dtype=dtype, **quantized)
+@contextmanager
+def _named(path):
+    "Errors of a decoder get the name of its folder; it may fail in ways that nobody foresaw"
+    try: yield
+    except ValueError as e: raise ValueError(f"{path}: {e}") from e
+    except TemplateError as e:
+        raise ValueError(f"{path}: its chat template refuses a prompt: {e}") from e
+    except (TypeError, RuntimeError, AttributeError, LookupError) as e:
+        raise ValueError(f"{path}: can't be the decoder ({type(e).__name__}: {e})") from e
+
+# %% ../nbs/machinery/parts.ipynb #ae11f132
+def _load_tokenizer(path):
+    "A decoder's tokenizer, with an end and a padding token"
     tokenizer = AutoTokenizer.from_pretrained(path)
-    tag_ids = add_tokens(text, tokenizer, TAGS if tag_tokens else ())
+    with _named(path): end = end_of_turn(tokenizer, tokenizer.chat_template)
+    if end is None: raise ValueError(f"{path}: its tokenizer has no token that ends a reply")
+    if tokenizer.eos_token is None: tokenizer.eos_token = end
+    if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _check_tags(path, tokenizer):
+    "Raises ValueError where a tag would be lost when a reply is decoded"
     for tag in TAGS:
         ids = tokenizer(tag, add_special_tokens=False)["input_ids"]
         if tokenizer.decode(ids, skip_special_tokens=True) != tag:
             raise ValueError(f"{path}: {tag} is a special token of its tokenizer, which would be "
                              "left out of every reply; make it an ordinary token")
+
+# %% ../nbs/machinery/parts.ipynb #f50e588a
+def _load_decoder(path, dtype, quantization_config, tag_tokens, attention):
+    "A decoder, its tokenizer with our tokens, and the ids of the tags that are new tokens"
+    quantized = dict(quantization_config=quantization_config) if quantization_config else {}
+    with _named(path): config = without_dropout(check_kind(AutoConfig.from_pretrained(path)))
+    how = dict(config=config, dtype=dtype) | quantized | attention
+    text = _load_whole(AutoModelForCausalLM, path, **how)
+    with _named(path): check_decoder(text)
+    tokenizer = _load_tokenizer(path)
+    tag_ids = add_tokens(text, tokenizer, TAGS if tag_tokens else ())
+    _check_tags(path, tokenizer)
     return text, tokenizer, tag_ids
 
 # %% ../nbs/machinery/parts.ipynb #90894854
@@ -151,30 +196,19 @@ def _take_quantization(model, text):
     model.config.quantization_config = text.config.quantization_config
     del model.config.text_config.quantization_config
 
-# %% ../nbs/machinery/parts.ipynb #27452617
-def _check_same_logits(model, text):
-    "Raises ValueError where the model does not give the logits of its decoder"
-    ids = torch.arange(3, device=text.device)[None]
-    with torch.no_grad():
-        same = torch.equal(model.eval()(input_ids=ids).logits, text.eval()(input_ids=ids).logits)
-    if not same:
-        raise ValueError(f"{type(text).__name__} does more to its logits than a linear layer; "
-                         "take another decoder")
-
 # %% ../nbs/machinery/parts.ipynb #1bbf61b8
-def _assemble(config, text, vision, audio, seed):
-    "The parts in one model"
+def _assemble(config, text, vision, audio, seed, ends):
+    "The parts in one model, which writes without its maker's settings; `ends` are tokens"
     with torch.device("meta"): model = AffectGPTForConditionalGeneration(config)
     inner = model.model
     inner.vision_tower, inner.audio_tower = vision.to(text.device), audio.to(text.device)
     inner.language_model, model.lm_head = text.base_model, text.get_output_embeddings()
     torch.manual_seed(seed)
     inner.fusion = FUSION_CLASSES[config.fusion](config).to(text.device)
-    model.generation_config = text.generation_config
-    model.generation_config.suppress_tokens = config.placeholder_ids
-    model.generation_config.max_new_tokens = None  # the maker's limit; training writes its own
+    model.generation_config = GenerationConfig(
+        **ends, suppress_tokens=config.placeholder_ids)
     _take_quantization(model, text)
-    _check_same_logits(model, text)
+    check_decoder(text, model)
     return model
 
 # %% ../nbs/machinery/parts.ipynb #db3088f2
@@ -188,13 +222,27 @@ def _square_images(path):
     return AutoImageProcessor.from_pretrained(path, backend="pil", **square)
 
 
-def _make_processor(tokenizer, vision_path, audio_path, prompt_template, visual, compat):
+def _make_processor(tokenizer, vision_path, audio_path, **settings):
     "The processor of trained parts"
-    sound = AutoFeatureExtractor.from_pretrained(audio_path)
-    return AffectGPTProcessor(
-        _square_images(vision_path), sound, tokenizer,
-        chat_template=tokenizer.chat_template or CHAT_TEMPLATE,
-        prompt_template=prompt_template, visual=visual, compat=compat)
+    sound, images = AutoFeatureExtractor.from_pretrained(audio_path), _square_images(vision_path)
+    template = tokenizer.chat_template or _first_token(tokenizer) + CHAT_TEMPLATE
+    return AffectGPTProcessor(images, sound, tokenizer, chat_template=template, **settings)
+
+# %% ../nbs/machinery/parts.ipynb #aecae910
+def _first_token(tokenizer):
+    "The token that a tokenizer puts before each text, '' where it puts none"
+    ids, bos = tokenizer("x")["input_ids"], tokenizer.bos_token_id
+    return tokenizer.bos_token if bos is not None and ids[0] == bos else ""
+
+
+def _check_chat_template(processor):
+    "Raises ValueError where the chat template does not write a prompt as a whole"
+    chat = make_prompt(dict(video="v.mp4", audio="", subtitle="Well, here we are."))
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    whole = processor.as_text(chat)[0]["content"].strip() in text
+    if not whole or [i for i in ids if i in processor.placeholder_ids] != processor.placeholder_ids:
+        raise ValueError(f"its chat template does not write a prompt as it is; it writes {text!r}")
 
 # %% ../nbs/machinery/parts.ipynb #36ead918
 def _parts_config(text, vision, audio, tokenizer, dtype, compat, tag_ids, kwargs):
@@ -202,6 +250,8 @@ def _parts_config(text, vision, audio, tokenizer, dtype, compat, tag_ids, kwargs
     if compat and tag_ids: raise ValueError("the released weights know the tags as text only")
     ends = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     ids = tokenizer.convert_tokens_to_ids(PLACEHOLDERS)
+    if getattr(text.get_output_embeddings(), "bias", None) is not None: ends["head_bias"] = True
+    ends["attn_implementation"] = dict(text_config=text.config._attn_implementation)
     keeps = "float32" if vision.dtype == torch.float32 != dtype else None
     return AffectGPTConfig(
         text.config, vision.config, audio.config, placeholder_ids=ids, compat=compat,
@@ -256,7 +306,9 @@ def _plain(value):
 
 def _dtype(value):
     "A dtype, also from its name"
-    return getattr(torch, value) if isinstance(value, str) else value
+    found = getattr(torch, value, None) if isinstance(value, str) else value
+    if isinstance(found, torch.dtype) or value is None: return found
+    raise ValueError(f"dtype is {value!r}; give one of torch, as torch.bfloat16, or its name")
 
 # %% ../nbs/machinery/parts.ipynb #118a9ba2
 def load_parts(
@@ -271,7 +323,7 @@ def load_parts(
     tag_tokens: bool = False,                 # Make tokens of the tags? LoRA must train their rows
     tower_dtype: torch.dtype | None = None,   # Of the towers: `torch.float32`, or the decoder's
     quantization_config: QuantizationConfigMixin | dict | None = None,  # Of the decoder
-    **kwargs,                                 # Further fields of `AffectGPTConfig`, as `fusion`
+    **kwargs,  # For configuration and processor, as `fusion` or `num_frames`; `attn_implementation`
 ) -> tuple:                                   # (model, processor)
     "An AffectGPT of trained parts and an untrained fusion, and its processor"
     asked = {name: value for name, value in locals().items() if name != "kwargs"} | kwargs
@@ -280,17 +332,47 @@ def load_parts(
     return model, processor
 
 # %% ../nbs/machinery/parts.ipynb #1763f4c3
+_CONFIG = ("fusion", "qformer_config", "preset", "initializer_range")
+_PROCESSOR = ("frames_by", "num_frames", "num_segments", "segment_seconds", "max_subtitle_tokens")
+
+
+def _sorted_out(kwargs):
+    "Further settings for the configuration, the processor and attention"
+    known = *_CONFIG, *_PROCESSOR, "attn_implementation"
+    if unknown := sorted(kwargs.keys() - {*known}):
+        raise ValueError(f"`load_parts` knows no {list_some(unknown)}; beside its own arguments it "
+                         f"takes {', '.join(known)}")
+    return [{k: kwargs[k] for k in names if k in kwargs}
+            for names in (_CONFIG, _PROCESSOR, known[-1:])]
+
+# %% ../nbs/machinery/parts.ipynb #0a2e08bc
+def _reply_ends(text, processor):
+    "The tokens that begin, end and pad a reply, as a generation config has them"
+    own, tokenizer = text.generation_config, processor.tokenizer
+    makers = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    ends = dict.fromkeys([processor.end_id, tokenizer.eos_token_id, *makers])
+    ends = [token for token in ends if token is not None]
+    return dict(bos_token_id=own.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=ends if len(ends) > 1 else ends[0])
+
+# %% ../nbs/machinery/parts.ipynb #03d36b02
 def _put_together(
     text_path, vision_path, audio_path, dtype, seed, prompt_template, visual, compat, tag_tokens,
     tower_dtype, quantization_config, **kwargs,
 ):
     "What `load_parts` gives"
     dtype, tower_dtype = _dtype(dtype), _dtype(tower_dtype)
-    text, tokenizer, tag_ids = _load_decoder(text_path, dtype, quantization_config, tag_tokens)
+    fields, settings, attention = _sorted_out(kwargs)
+    text, tokenizer, tag_ids = _load_decoder(
+        text_path, dtype, quantization_config, tag_tokens, attention)
     towers = _load_towers(vision_path, audio_path, dtype, tower_dtype)
-    config = _parts_config(text, *towers, tokenizer, dtype, compat, tag_ids, kwargs)
-    processor = _make_processor(tokenizer, vision_path, audio_path, prompt_template, visual, compat)
-    return _assemble(config, text, *towers, seed), processor
+    config = _parts_config(text, *towers, tokenizer, dtype, compat, tag_ids, fields)
+    processor = _make_processor(
+        tokenizer, vision_path, audio_path, prompt_template=prompt_template, visual=visual,
+        compat=compat, **settings)
+    with _named(text_path):
+        _check_chat_template(processor)
+        return _assemble(config, text, *towers, seed, _reply_ends(text, processor)), processor
 
 # %% ../nbs/machinery/parts.ipynb #n406
 def lora_config(
@@ -298,9 +380,27 @@ def lora_config(
 ) -> Any:   # A `LoraConfig`
     "peft's `LoraConfig` of the paper preset, without dropout"
     from peft import LoraConfig
-    projections = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
-    ids = model.config.tag_ids if model is not None else []
-    rows = dict.fromkeys(("embed_tokens", "lm_head"), ids) if ids else None
+    names, how = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split(), {}
+    if model is not None:
+        decoder, ids = model.model.language_model, model.config.tag_ids
+        names, rows = linear_names(decoder), embedding_name(decoder).rpartition(".")[2]
+        if ids: how["trainable_token_indices"] = dict.fromkeys((rows, "lm_head"), ids)
+        if any(isinstance(x, Conv1D) for x in decoder.modules()): how["fan_in_fan_out"] = True
     return LoraConfig(
         task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, modules_to_save=["fusion"],
-        target_modules=rf".*language_model.*\.({projections})", trainable_token_indices=rows)
+        target_modules=rf".*language_model.*\.({'|'.join(names)})", **how)
+
+# %% ../nbs/machinery/parts.ipynb #d863af7e
+def check_lora(
+    model: AffectGPTForConditionalGeneration,  # About to get adapters
+    lora: Any,                                 # peft's `LoraConfig`
+) -> Any:                                      # The same
+    "Raises ValueError where the rows of new tags would never learn"
+    rows = getattr(lora, "trainable_token_indices", None) or {}
+    trained = set(rows if isinstance(rows, list) else [i for ids in rows.values() for i in ids])
+    lacking = {*model.config.tag_ids} - trained
+    if lacking and "lm_head" not in (lora.modules_to_save or []):
+        raise ValueError(f"the rows of {len(lacking)} new tags would stay as they are, and LoRA "
+                         "could never write them: take `lora_config(model)`, or set its "
+                         "`trainable_token_indices` in yours")
+    return lora

@@ -19,6 +19,7 @@ from transformers import (
     AutoProcessor, BaseImageProcessor, BatchEncoding, BatchFeature, PreTrainedTokenizerBase,
     PreTrainedTokenizerFast, ProcessorMixin, SequenceFeatureExtractor)
 
+from .chat_templates import drop_thought, end_of_turn, fix_date
 from .chats import (
     as_clips, check_lengths, check_text, check_variables, clip_in, clip_name, clips_of,
     control_tokens, text_in, truncate_text, turn_marks)
@@ -123,6 +124,12 @@ class _PromptWriter(_Commands):
         "Ids of <multi>, <audio>, <video>: never to be sampled"
         return self.tokenizer.convert_tokens_to_ids(PLACEHOLDERS)
 
+    @property
+    def end_id(self) -> int:
+        "Id of the token that ends a reply: the one with which the chat template ends a turn"
+        end = end_of_turn(self.tokenizer, self.chat_template)
+        return self.tokenizer.convert_tokens_to_ids(end)
+
     def as_text(self, chat: list[dict]) -> list[dict]:
         "The messages of a chat, each with its parts written as text by the prompt template"
         return self._as_texts([chat])[0]
@@ -209,11 +216,12 @@ def _pad_right(rows, value):
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
-def _reply_ids(tokenizer, text, compat):
+def _reply_ids(processor, text):
     "Tokens of a reply and its end"
-    if compat:  # as the authors, who write both ends into the text
+    tokenizer = processor.tokenizer
+    if processor.compat:  # as the authors, who write both ends into the text
         return tokenizer(text + END + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
-    return tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    return tokenizer(text, add_special_tokens=False)["input_ids"] + [processor.end_id]
 
 # %% ../nbs/07b_processing.ipynb #ce2b9cc6
 class _TrainingRows:
@@ -227,7 +235,7 @@ class _TrainingRows:
         batch = self.apply_chat_template(chats, **how)
         first = [self.tokenizer.convert_tokens_to_ids("<|im_start|>")] if self.compat else []
         prompts = [first + ids for ids in batch.pop("input_ids")]
-        replies = [_reply_ids(self.tokenizer, text, self.compat) for text in replies]
+        replies = [_reply_ids(self, text) for text in replies]
         rows = list(zip(prompts, replies, strict=True))
         batch["input_ids"] = _pad_right([p + r for p, r in rows], self.tokenizer.pad_token_id)
         batch["attention_mask"] = _pad_right([[1] * len(p + r) for p, r in rows], 0)
@@ -304,11 +312,15 @@ class _ChatTexts:
         "Chats, written by prompt template and chat template"
         goes_on = variables.pop("continue_final_message", False)
         template = self.tokenizer.get_chat_template(chat_template or self.chat_template, tools)
+        template = fix_date(template)
         check_variables(template, dict(tools=tools, documents=documents) | variables)
-        return self.tokenizer.apply_chat_template(
+        texts = self.tokenizer.apply_chat_template(
             self._as_texts(chats), tokenize=False, chat_template=template,
             tools=tools, documents=documents, add_generation_prompt=generation,
             continue_final_message=goes_on, **variables)
+        is_asked = any("think" in name for name in variables)
+        if is_asked or not generation: return texts
+        return [drop_thought(text, template) for text in texts]
 
 # %% ../nbs/07b_processing.ipynb #6383542a
 class _ChatTemplate(_Call, _ChatTexts, ProcessorMixin):

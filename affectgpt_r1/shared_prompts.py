@@ -86,13 +86,22 @@ def unpack_hidden(
     return torch.cat([last, answers], 2).flatten(0, 1)[packed.slots]
 
 # %% ../nbs/machinery/shared_prompts.ipynb #1a2230d3
+_TAKERS = (  # families that tests/test_decoders.py computes in both ways; others go row by row
+    "cohere", "falcon", "gemma3_text", "gpt_neox", "granite", "llama", "mistral",
+    "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm")
+
+
 def takes_packed_rows(
     config: PreTrainedConfig,  # Of a model, or of its decoder
+    length: int = 0,           # Of prompt and answer, in tokens
 ) -> bool:
-    "Does the decoder take packed rows: torch's own attention, and all of the past in each layer?"
+    "Does the decoder take packed rows: a known family, torch's attention, all of a row in sight?"
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    return text._attn_implementation == "sdpa" and kinds == {"full_attention"}
+    window = getattr(text, "sliding_window", None)
+    return (text.model_type in _TAKERS and text._attn_implementation == "sdpa"
+            and kinds <= {"full_attention", "sliding_attention"}
+            and not getattr(text, "alibi", False) and (not window or length <= window))
 
 
 def packing_saves(

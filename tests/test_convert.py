@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM, AutoProcessor, AutoTokenizer, BitsAndBytesConfig, CLIPConfig, CLIPModel,
-    Dinov2Config, Dinov2Model, Gemma2Config, HubertModel, LlamaConfig, PreTrainedTokenizerFast,
+    Dinov2Config, Dinov2Model, HubertModel, HyperCLOVAXConfig, LlamaConfig, PreTrainedTokenizerFast,
     Qwen2Config, Qwen3Config, SiglipConfig, SiglipModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor,
     Wav2Vec2Model, WavLMConfig, WavLMModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel)
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
@@ -145,8 +145,8 @@ def test_towers_are_the_makers(parts):
 
 
 def test_a_decoder_with_a_head_of_its_own_kind_is_refused(tmp_path):
-    parts = save_parts(tmp_path, Gemma2Config, head_dim=8, final_logit_softcapping=1.0)
-    with pytest.raises(ValueError, match="Gemma2ForCausalLM does more"): load_parts(**parts)
+    parts = save_parts(tmp_path, HyperCLOVAXConfig, logits_scaling=2.)
+    with pytest.raises(ValueError, match="text: HyperCLOVAXForCausalLM does"): load_parts(**parts)
 
 
 @pytest.mark.parametrize("spare", [20, 0])
