@@ -18,6 +18,7 @@ from transformers import (
     LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor,
     WhisperForConditionalGeneration)
 
+from affectgpt_r1 import parts as parts_module
 from affectgpt_r1 import real_parts
 from affectgpt_r1.checkpoints import load_stage
 from affectgpt_r1.cli import main
@@ -471,6 +472,19 @@ def test_names_of_a_hub(tmp_path, monkeypatch):
     assert asked[1] == dict(text_path="d", vision_path="v", audio_path="a")
     with pytest.raises(ValueError, match="--parts d v: give a decoder, a vision and an audio"):
         main(["features", "--run-dir", str(tmp_path), "--parts", "d", "v"])
+
+
+def test_a_folder_with_the_name_of_a_setting(tmp_path, monkeypatch):
+    "Beside a folder named laptop, a model still remembers the preset laptop"
+    toy, processor = make_toy_model(["so happy"])
+    monkeypatch.setattr(parts_module, "_put_together", lambda **asked: (toy, processor))
+    for name in ("laptop", "decoder"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    model, _ = load_parts("decoder", "vision/on-a-hub", "audio/on-a-hub", preset="laptop")
+    kept = model.source["parts"]
+    assert kept["preset"] == "laptop" and kept["text_path"] == str(tmp_path / "decoder")
+    assert kept["vision_path"] == "vision/on-a-hub"
 
 
 # ---- with the real weights ----
