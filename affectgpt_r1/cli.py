@@ -72,14 +72,24 @@ def _check_data(args):
     from affectgpt_r1.splits import load_splits
     load_splits(**_sources(args), missing=args.missing, leakage=args.leakage)
 
+# %% ../nbs/machinery/cli.ipynb #08767b6d
+def _parts(given):
+    "The arguments of `load_parts` that `--parts` stands for; raises ValueError for other counts"
+    if len(given) == 3: return dict(zip(("text_path", "vision_path", "audio_path"), given))
+    if given not in (["laptop"], ["laptop-hub"]):
+        raise ValueError(f"--parts {' '.join(given)}: give a decoder, a vision and an audio "
+                         "encoder, or one of the names laptop and laptop-hub")
+    from affectgpt_r1.real_parts import laptop_parts
+    return laptop_parts(hub=given == ["laptop-hub"])
+
 def _features(args):
     from affectgpt_r1.stages import prepare_run
     from affectgpt_r1.towers import train_towers
     wheels = dict(version=args.wheels) | (dict(root=args.wheels_root) if args.wheels_root else {})
-    parts = args.parts and dict(zip(("text_path", "vision_path", "audio_path"), args.parts))
+    model = _parts(args.parts) if args.parts else args.model
     settings = _further(args, train_towers, "seed")
     prepare_run(args.run_dir, _sources(args) or None, args.missing, args.leakage, wheels,
-                args.clips, parts or args.model, args.preset, args.seed, **settings)
+                args.clips, model, args.preset, args.seed, **settings)
 
 # %% ../nbs/machinery/cli.ipynb #886fa427
 def _changes(args, stage):
@@ -202,8 +212,9 @@ def _add_features(commands):
     parser.add_argument("--clips", default="toy", choices=["toy", "smoke", "tiny"],
                         help="size of the generated corpus, if no clips are given")
     parser.add_argument("--model", help="checkpoint to start from, its encoders trained")
-    parser.add_argument("--parts", nargs=3, metavar=("DECODER", "VISION", "AUDIO"),
-                        help="trained parts to start from: hub ids or folders")
+    parser.add_argument("--parts", nargs="+", metavar="PART",
+                        help="trained parts to start from: decoder, vision and audio encoder, as "
+                             "hub ids or folders; or laptop, or laptop-hub")
     parser.add_argument("--preset", default="toy", choices=["toy", "small"],
                         help="size of a new model, if neither of these is given")
 

@@ -296,10 +296,10 @@ def _not_quantized(weights):
     return {name: x for name, x in weights.items() if not name.startswith(tuple(layers))}
 
 # %% ../nbs/machinery/parts.ipynb #e85a7a1a
-def _plain(value):
+def _plain(name, value):
     "An argument of `load_parts` as json holds it"
     if isinstance(value, torch.dtype): return str(value).removeprefix("torch.")
-    if isinstance(value, (str, Path)):   # a folder, or a name on the hub
+    if name.endswith("_path"):   # a folder, or a name on the hub
         return str(Path(value).resolve()) if Path(value).is_dir() else str(value)
     return value.to_dict() if hasattr(value, "to_dict") else value
 
@@ -328,7 +328,7 @@ def load_parts(
     "An AffectGPT of trained parts and an untrained fusion, and its processor"
     asked = {name: value for name, value in locals().items() if name != "kwargs"} | kwargs
     model, processor = _put_together(**asked)
-    remember_source(model, parts={name: _plain(value) for name, value in asked.items()})
+    remember_source(model, parts={name: _plain(name, value) for name, value in asked.items()})
     return model, processor
 
 # %% ../nbs/machinery/parts.ipynb #1763f4c3

@@ -14,6 +14,7 @@ from .toy_benchmark import (
     CLASS_COUNTS, benchmark_clip_files, write_ovmerd_plus, write_test_set)
 from .toy_files import (
     ClipFiles, replace_file, write_clips, write_csv, write_labels, write_subtitles)
+from .toy_speech import espeak_folder
 from .toy_states import State, clip_rng, draw_state
 from .toy_words import caption_labels, describe, human_labels
 
@@ -78,15 +79,17 @@ TOY_SIZES = dict(    # clips of each split, and of each test set of MER-UniBench
     tiny=dict(caption=6, human=6, test=2, unibench=1))
 
 # %% ../nbs/06_toy.ipynb #627a462a
-def _claim_folder(root, preset, seed):
+def _claim_folder(root, preset, seed, spoken=False):
     "Mark `root` as the folder of one corpus, or refuse it"
+    if spoken: espeak_folder()   # raises an error where it is not installed
     card = dict(made_by="affectgpt_r1.toy", note="generated: no recording of people",
                 recipe=CORPUS_VERSION, preset=preset, seed=seed, sizes=TOY_SIZES[preset])
+    if spoken: card["voices"] = "spoken"
     file = root/"corpus.json"
     if file.exists():
         found = json.loads(file.read_text())
-        differ = [f"{key} {found.get(key)!r} instead of {value!r}"
-                  for key, value in card.items() if found.get(key) != value]
+        differ = [f"{key} {found.get(key)!r} instead of {card.get(key)!r}"
+                  for key in card | found if found.get(key) != card.get(key)]
         if differ:
             raise ValueError(f"{root} holds another corpus ({', '.join(differ)}): "
                              "delete it or choose another folder")
@@ -102,9 +105,9 @@ def _clip_files(root, split, name):
         return root/f"video/{name}.mp4", root/f"audio/{name}.wav"
     return benchmark_clip_files(root, split, name)
 
-def _list_clips(root, states, seed):
+def _list_clips(root, states, seed, spoken):
     "Every clip to make, with its files"
-    return [ClipFiles(*_clip_files(root, split, name), name, state, seed)
+    return [ClipFiles(*_clip_files(root, split, name), name, state, seed, spoken)
             for split, part in states.items() for name, state in part.items()]
 
 # %% ../nbs/06_toy.ipynb #47790f20
@@ -130,17 +133,18 @@ def make_toy_corpus(
     seed: int = 0,               # Same seed, same bytes
     workers: int | None = None,  # Processes; by default one per core
     progress: bool = True,       # Show a progress bar
+    spoken: bool = False,        # Let a synthesiser say the subtitles
 ) -> Path:                       # `root`
     "Write a corpus in the layouts of MER2025 and MER-UniBench, or complete one that was begun"
     if preset not in TOY_SIZES:
         raise ValueError(f"preset {preset!r} is unknown, take one of {', '.join(TOY_SIZES)}")
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
-    _claim_folder(root, preset, seed)
+    _claim_folder(root, preset, seed, spoken)
     for half_written in root.rglob(".[0-9]*-*"):
         half_written.unlink()                            # by a run that was killed
     states = write_annotations(root, TOY_SIZES[preset], seed)
-    write_clips(_list_clips(root, states, seed), workers, progress)
+    write_clips(_list_clips(root, states, seed, spoken), workers, progress)
     _share_test_clips(root, states["test"])
     return root
 

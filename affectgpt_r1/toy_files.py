@@ -19,6 +19,7 @@ import soundfile as sf
 from tqdm.auto import tqdm
 from .processes import usable_cores
 from .toy_faces import draw_video
+from .toy_speech import speak_clip, speaker_of
 from .toy_states import State, clip_rng
 from .toy_voices import synth_voice
 from .toy_words import draw_words
@@ -99,6 +100,7 @@ class ClipFiles:
     name: str     # Name of the clip
     state: State  # What it means
     seed: int     # Seed of the corpus
+    spoken: bool = False   # Is its subtitle spoken, or is its voice a buzz without words?
 
     def exist(self) -> bool:
         "Whether both files are there"
@@ -110,6 +112,14 @@ def clip_seconds(
 ) -> float:
     "The length of a clip"
     return int(clip_rng(seed, name, "length").integers(24, 41))/10
+
+# %% ../nbs/machinery/toy_files.ipynb #49e9e281
+def _voice(clip, seconds):
+    "The sound of a clip, a float array"
+    rng = clip_rng(clip.seed, clip.name, "voice")
+    if not clip.spoken: return synth_voice(clip.state, seconds, rng)
+    _, english = draw_words(clip.state, clip_rng(clip.seed, clip.name, "words"))
+    return speak_clip(clip.state, english, seconds, speaker_of(clip.name, clip.seed), rng)
 
 # %% ../nbs/machinery/toy_files.ipynb #80b18797
 def write_clip(
@@ -123,8 +133,7 @@ def write_clip(
         write = _write_avi if clip.video.suffix == ".avi" else write_video
         replace_file(clip.video, lambda part: write(part, frames))
     if not clip.audio.exists():
-        voice = synth_voice(clip.state, seconds, clip_rng(clip.seed, clip.name, "voice"))
-        samples = np.round(voice*32767).astype(np.int16)
+        samples = np.round(_voice(clip, seconds)*32767).astype(np.int16)
         replace_file(clip.audio, lambda part: sf.write(part, samples, 16000, format="WAV",
                                                        subtype="PCM_16"))
 
