@@ -121,17 +121,16 @@ def _pixels(frame, pictures):
     return _upright(rgb, *pictures.turn)
 
 # %% ../nbs/machinery/videos.ipynb #922fc4f7
+_BROADCAST = ("mpegts", "mpeg", "h264", "hevc")   # formats that may be cut anywhere
+
 def _decoded(container, stream):
-    "All frames of an open container from the first that can be decoded"
-    begun, error = False, None
+    "All frames; what fails before the first key frame of a broadcast is passed over"
+    begun = container.format.name not in _BROADCAST
     for packet in container.demux(stream):
-        try: frames = stream.decode(packet)
-        except av.error.InvalidDataError as e:
+        begun = begun or packet.is_keyframe
+        try: yield from stream.decode(packet)
+        except av.error.InvalidDataError:
             if begun: raise
-            frames, error = [], e
-        begun = begun or bool(frames)
-        yield from frames
-    if error and not begun: raise error
 
 # %% ../nbs/machinery/videos.ipynb #7e5f5bcb
 def decode_frames(
