@@ -272,6 +272,16 @@ def _checked(functions, weights):
     if not any(weights): raise ValueError("no reward counts: there is none with a weight but 0")
     return functions, weights
 
+# %% ../nbs/11_grpo.ipynb #63e25cb2
+def _checked_config(out, processor, settings, weights, dataset, validation):
+    "trl's configuration; raises ValueError where clips or lengths do not allow the run"
+    check_rows(dataset)
+    if validation is not None: check_rows(validation, "validation set")
+    _check_length(processor, settings["mode"], settings["max_new_tokens"])
+    args = _grpo_config(out, processor, settings, weights, validation)
+    _check_clips(len(dataset), settings["num_prompts"], args)
+    return args
+
 # %% ../nbs/11_grpo.ipynb #g049
 @hide_known_warnings()
 def train_grpo(
@@ -287,13 +297,9 @@ def train_grpo(
     **changes: Any                       # What differs from the recipe, as `steps` or `beta`
 ) -> list[dict]:                         # trl's log history
     "GRPO on the given rewards; saves all weights or adapters to `out`"
-    check_rows(dataset)
-    if validation is not None: check_rows(validation, "validation set")
-    settings = _settings(model, recipe, changes)
-    _check_length(processor, settings["mode"], settings["max_new_tokens"])
-    rewards, rows = _rewards(rewards, settings, wheels), (dataset, validation)
-    args = _grpo_config(out, processor, settings, rewards[1], validation)
-    _check_clips(len(dataset), settings["num_prompts"], args)
+    settings, rows = _settings(model, recipe, changes), (dataset, validation)
+    rewards = _rewards(rewards, settings, wheels)
+    args = _checked_config(out, processor, settings, rewards[1], *rows)
     resume = _open_run(model, processor, rows, out, settings, rewards, wheels)
     if (log := finished_log(model, out)) is not None: return log
     return _train(model, processor, rows, rewards, args, settings, wheels, callbacks, resume)

@@ -102,8 +102,8 @@ def check_prompt_template(
 class _Commands:
     def commands(self) -> set[str]:
         "What no text may hold: tokens of the model, and the marks of turns in its templates"
-        chat_template = self.chat_template or self.tokenizer.chat_template
-        return control_tokens(self.tokenizer) | turn_marks(self.prompt_template, chat_template)
+        templates = self.prompt_template, self.chat_template or self.tokenizer.chat_template
+        return control_tokens(self.tokenizer) | turn_marks(*templates)
 
     def check_words(
         self,
@@ -114,8 +114,8 @@ class _Commands:
         for row in rows:
             for what in ("subtitle", "labels", "description"):
                 words = row.get(what) or ""
-                text = words if isinstance(words, str) else "\n".join(words)
-                check_text(text, commands, f"clip {row.get('name')!r}: its {what}")
+                if not isinstance(words, str): words = "\n".join(words)
+                check_text(words, commands, f"clip {row.get('name')!r}: its {what}")
 
 # %% ../nbs/07b_processing.ipynb #83e7f1b1
 class _PromptWriter(_Commands):
@@ -127,8 +127,8 @@ class _PromptWriter(_Commands):
     @property
     def end_id(self) -> int:
         "Id of the token that ends a reply: the one with which the chat template ends a turn"
-        end = end_of_turn(self.tokenizer, self.chat_template)
-        return self.tokenizer.convert_tokens_to_ids(end)
+        tokenizer = self.tokenizer
+        return tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer, self.chat_template))
 
     def as_text(self, chat: list[dict]) -> list[dict]:
         "The messages of a chat, each with its parts written as text by the prompt template"
@@ -218,10 +218,9 @@ def _pad_right(rows, value):
 
 def _reply_ids(processor, text):
     "Tokens of a reply and its end"
-    tokenizer = processor.tokenizer
-    if processor.compat:  # as the authors, who write both ends into the text
-        return tokenizer(text + END + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
-    return tokenizer(text, add_special_tokens=False)["input_ids"] + [processor.end_id]
+    def ids(text): return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not processor.compat: return ids(text) + [processor.end_id]
+    return ids(text + END + processor.tokenizer.eos_token)  # the authors write both into the text
 
 # %% ../nbs/07b_processing.ipynb #ce2b9cc6
 class _TrainingRows:
@@ -311,15 +310,14 @@ class _ChatTexts:
     def _chat_texts(self, chats, chat_template, tools, documents, generation, variables):
         "Chats, written by prompt template and chat template"
         goes_on = variables.pop("continue_final_message", False)
-        template = self.tokenizer.get_chat_template(chat_template or self.chat_template, tools)
-        template = fix_date(template)
+        template = fix_date(
+            self.tokenizer.get_chat_template(chat_template or self.chat_template, tools))
         check_variables(template, dict(tools=tools, documents=documents) | variables)
         texts = self.tokenizer.apply_chat_template(
             self._as_texts(chats), tokenize=False, chat_template=template,
             tools=tools, documents=documents, add_generation_prompt=generation,
             continue_final_message=goes_on, **variables)
-        is_asked = any("think" in name for name in variables)
-        if is_asked or not generation: return texts
+        if not generation or any("think" in name for name in variables): return texts
         return [drop_thought(text, template) for text in texts]
 
 # %% ../nbs/07b_processing.ipynb #6383542a

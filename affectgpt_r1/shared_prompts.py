@@ -85,12 +85,12 @@ def unpack_hidden(
     answers = hidden[:, 1:].view(prompts, packed.group, packed.n, width)
     return torch.cat([last, answers], 2).flatten(0, 1)[packed.slots]
 
-# %% ../nbs/machinery/shared_prompts.ipynb #1a2230d3
+# %% ../nbs/machinery/shared_prompts.ipynb #c693a2b7
 _TAKERS = (  # families that tests/test_decoders.py computes in both ways; others go row by row
     "cohere", "falcon", "gemma3_text", "gpt_neox", "granite", "llama", "mistral",
     "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm")
 
-
+# %% ../nbs/machinery/shared_prompts.ipynb #1a2230d3
 def takes_packed_rows(
     config: PreTrainedConfig,  # Of a model, or of its decoder
     length: int = 0,           # Of prompt and answer, in tokens
@@ -103,7 +103,7 @@ def takes_packed_rows(
             and kinds <= {"full_attention", "sliding_attention"}
             and not getattr(text, "alibi", False) and (not window or length <= window))
 
-
+# %% ../nbs/machinery/shared_prompts.ipynb #444c729e
 def packing_saves(
     prompt_of: Tensor,  # [rows] number of the prompt that a row begins with
     length: int,        # Of prompt and answer, in tokens
