@@ -263,7 +263,8 @@ def test_values_without_a_type(text, value):
     assert read_value(text) == value and type(read_value(text)) is type(value)
 
 
-plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+plain = st.none() | st.booleans() | numbers
 nested = st.recursive(plain | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x),
                       max_leaves=5)
 HINTS = {bool: bool, int: int, float: float, str: str, type(None): int | None, list: list,
@@ -277,7 +278,7 @@ def test_values_come_back(value):
     hint = HINTS[type(value)]
     texts = [value] if isinstance(value, str) else [repr(value), json.dumps(value)]
     for text in texts:
-        if "Infinity" in text or len(text) > 300: continue
+        if len(text) > 300: continue
         found = read_setting("x", text, hint)
         assert found == value and isinstance(found, type(value) | int)
     assert read_setting("x", value, hint) == value
