@@ -96,6 +96,7 @@ _OPTION = re.compile(
     r"(?:^|(?<=[\n,;*|]))[ \t]*"
     r"(?:[(\[][a-zA-Z][)\]]|(?:[Oo]ption[ \t]+)?[a-zA-Z][.):\]])[*_]*[ \t]+(?=\S)"
     r"|(?<=\s)(?:[(\[][a-zA-Z][)\]]|[A-Z][.)])[ \t]+(?=\w)")
+_LETTER = re.compile(r"\b[a-zA-Z][.):\]]")   # quick to look for: no option is without one
 _ROUND_FACE = re.compile(r"(?<!\S)[:;=][-'^]?[()DPpO3](?!\w)")
 _LINK = re.compile(r"(?<=\])\([^()\s]*\)|https?://\S+")
 
@@ -115,8 +116,8 @@ def plain_text(
     if "`" in text: text = _without_ticks(text)
     if "](" in text or "://" in text: text = _LINK.sub(",", text)
     if "--" in text and "|" in text: text = _TABLE_HEAD.sub("", text)
-    text = _ROUND_FACE.sub(",", text)
-    return _OPTION.sub(",", text)
+    if ":" in text or "=" in text or ";" in text: text = _ROUND_FACE.sub(",", text)
+    return _OPTION.sub(",", text) if _LETTER.search(text) else text
 
 # %% ../nbs/machinery/markup.ipynb #e8044456
 SCORE, NO_SCORE = "\x01", "\x02"   # in place of a score; in place of a score of zero

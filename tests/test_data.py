@@ -604,7 +604,7 @@ def test_own_videos_faults(mine, tmp_path):
     (mine/"with sound.srt").write_bytes(latin)
     with pytest.raises(ValueError) as e: load_folder(mine)
     for part in ("more than one video for clip beside", "beside.MOV: cannot be opened",
-                 "with sound.srt: is not UTF-8 text"):
+                 "with sound.srt: is not a subtitle file in UTF-8"):
         assert part in str(e.value)
     (tmp_path/"words.csv").write_text("name,subtitle\nbesides,Yes\n")
     with pytest.raises(ValueError, match="words.csv: no video for clip besides"):
