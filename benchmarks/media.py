@@ -184,7 +184,7 @@ def long_films(readers, folder, minutes):
             truth = frames[0] if reader == "everything" else truth
             row = dict(form=form, reader=reader, **result["rows"][0], **result["memory"])
             rows.append(row | dict(frames=compare(frames[0], truth)))
-            cost = f"{row['seconds']:.2f} s, {row['peak_mb']:.0f} MB"
+            cost = f"{row['seconds']:.2f} s ({row['cpu_seconds']:.2f} busy), {row['peak_mb']:.0f} MB"
             print(form, reader, cost, rows[-1]["frames"], flush=True)
     return rows
 
