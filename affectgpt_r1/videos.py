@@ -201,9 +201,7 @@ def _decode_run(stream, found, packets, begin, expected):
     first = packets[begin].shown_at if begin else None
     for place, packet in enumerate(found, begin):
         if packet.size and not _same(packet, packets[place]): return
-        try: frames = stream.decode(packet)
-        except av.error.FFmpegError: return   # decoding everything will tell what is wrong
-        for frame in frames:
+        for frame in stream.decode(packet):
             if begin and frame.pts is not None and frame.pts < first: continue
             if frame.pts != next(expected, None) or frame.is_corrupt: return
             yield frame
@@ -235,10 +233,12 @@ def _few_frames(path, packets, numbers):
     runs = _runs(packets, [order[number] for number in looked_at])
     if len(packets) - sum(last - begin + 1 for begin, last in runs) < _WORTH: return None
     seen, kept, pictures = set(), {}, _Pictures(path)
-    for number, frame in _decode_runs(path, packets, order, looked_at):
-        seen.add(number)
-        if number == 0: pictures.begin(frame)
-        if number in numbers: kept[number] = _pixels(frame, pictures)
+    try:
+        for number, frame in _decode_runs(path, packets, order, looked_at):
+            seen.add(number)
+            if number == 0: pictures.begin(frame)
+            if number in numbers: kept[number] = _pixels(frame, pictures)
+    except ValueError: return None   # decoding everything will tell what is wrong, if anything
     return kept if looked_at <= seen else None
 
 # %% ../nbs/machinery/videos.ipynb #fa5d07e4

@@ -184,8 +184,9 @@ def long_films(readers, folder, minutes):
             truth = frames[0] if reader == "everything" else truth
             row = dict(form=form, reader=reader, **result["rows"][0], **result["memory"])
             rows.append(row | dict(frames=compare(frames[0], truth)))
-            cost = f"{row['seconds']:.2f} s, {row['peak_mb']:.0f} MB"
-            print(form, reader, cost, rows[-1]["frames"], flush=True)
+            costs = row["seconds"], row["cpu_seconds"], row["peak_mb"]
+            said = "{:.2f} s ({:.2f} busy), {:.0f} MB".format(*costs)
+            print(form, reader, said, rows[-1]["frames"], flush=True)
     return rows
 
 

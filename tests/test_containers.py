@@ -229,6 +229,14 @@ def test_doubtful_packets_mean_decoding_everything(tmp_path, monkeypatch, fault)
     assert videos._few_frames(path, packets, [0, 24]) is None
 
 
+def test_a_file_in_which_no_jump_is_possible(tmp_path, monkeypatch):
+    monkeypatch.setattr(videos, "_WORTH", 1)
+    def refuse(*a): raise av.error.PermissionError(1, "Operation not permitted")
+    monkeypatch.setattr(videos, "_jump", refuse)
+    path = write(tmp_path/"a.mp4", options=X264)
+    np.testing.assert_allclose(numbers(read_video(path)), frame_indices(COUNT), atol=.6)
+
+
 def with_matrix(path, *numbers):
     "Write a display matrix into an mp4 file: four whole numbers a, b, c, d"
     data = bytearray(path.read_bytes())
