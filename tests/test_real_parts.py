@@ -90,7 +90,7 @@ def small_tokens():
     "(tokens, merges) of a byte-level tokenizer with 280 tokens, three of them special"
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.train_from_iterator(["so happy, so sad,26,26,so happy and angry " * 9], trainers.BpeTrainer(
+    core.train_from_iterator(["so happy, so sad,26,26, happy, angry " * 9], trainers.BpeTrainer(
         vocab_size=280, show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"]))
