@@ -6,7 +6,7 @@
 __all__ = ['SPEAKERS', 'UNSEEN_SPEAKERS', 'SpeechSettings', 'speech_settings', 'espeak_folder', 'speak', 'speaker_of',
            'speak_clip']
 
-# %% ../nbs/machinery/toy_speech.ipynb #0df7e54c
+# %% ../nbs/machinery/toy_speech.ipynb #d8729635
 import _ctypes
 import ctypes
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ import numpy as np
 from .toy_states import State, clip_rng
 from .toy_voices import VOICE_SETTINGS, voice_numbers
 
-# %% ../nbs/machinery/toy_speech.ipynb #bd7b7b6e
+# %% ../nbs/machinery/toy_speech.ipynb #2e1c753d
 @dataclass(frozen=True)
 class SpeechSettings:
     "How eSpeak NG says a text"
@@ -37,7 +37,7 @@ def speech_settings(
     low, high = np.array([80, 0, 0]), np.array([450, 99, 99])
     return SpeechSettings(*np.clip(np.round([rate, pitch, play]), low, high).astype(int).tolist())
 
-# %% ../nbs/machinery/toy_speech.ipynb #ad152101
+# %% ../nbs/machinery/toy_speech.ipynb #645b9dd6
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4   # numbers of espeak's parameters
 _SYNCHRONOUS, _UTF8 = 2, 1
 _HEARD = ctypes.CFUNCTYPE(
@@ -51,7 +51,7 @@ def espeak_folder() -> Path:
     raise ModuleNotFoundError("espeakng_loader is not installed. Run `make laptop-parts`, or "
                               "`pip install --no-deps espeakng-loader==0.2.4`")
 
-# %% ../nbs/machinery/toy_speech.ipynb #6e51ae26
+# %% ../nbs/machinery/toy_speech.ipynb #a6ba2c59
 def _say(lib, text, voice, settings):
     "Samples of an utterance, from a library that was loaded for it"
     heard = []
@@ -71,7 +71,7 @@ def _say(lib, text, voice, settings):
     lib.espeak_Synchronize()
     return np.concatenate(heard).astype(np.float32) / 2**15
 
-# %% ../nbs/machinery/toy_speech.ipynb #7f24e5f7
+# %% ../nbs/machinery/toy_speech.ipynb #e3664d5b
 def _resample(sound, rate, new=16000):
     "A sound at another rate, without the silence at its end"
     from scipy.signal import resample_poly   # late, since it takes half a second to load
@@ -80,7 +80,7 @@ def _resample(sound, rate, new=16000):
     sound = resample_poly(sound[:loud[-1] + 1], new // factor, rate // factor)
     return np.clip(sound, -1, 1).astype(np.float32)
 
-# %% ../nbs/machinery/toy_speech.ipynb #02b62ed5
+# %% ../nbs/machinery/toy_speech.ipynb #05f7e60a
 def speak(
     text: str,                 # In English
     voice: str,                # A voice of eSpeak NG, as "en-us+f2"
@@ -98,7 +98,7 @@ def speak(
         _ctypes.dlclose(lib._handle)
     return _resample(sound, rate)
 
-# %% ../nbs/machinery/toy_speech.ipynb #c7ea8341
+# %% ../nbs/machinery/toy_speech.ipynb #2b2f27cf
 def _slide(sound, slope):
     "A sound whose pitch rises by `slope` octaves (base e) from its start to its end"
     speed = np.exp(slope * (np.linspace(0, 1, len(sound)) - .5))
@@ -116,7 +116,7 @@ def _colour(sound, numbers, rng):
     tremor = min(.85, numbers["tremor"])
     return numbers["level"] * x * (1 - tremor * (.5 + .5 * np.sin(2 * np.pi * 7 * time)))
 
-# %% ../nbs/machinery/toy_speech.ipynb #d6bb21d9
+# %% ../nbs/machinery/toy_speech.ipynb #22010483
 SPEAKERS = ("en-us+f2", "en-us+f4", "en-us+m1", "en-us+m3", "en-us+m7")
 UNSEEN_SPEAKERS = ("en-us+f5", "en-us+m5", "en-us+linda")   # in test clips only
 
@@ -131,7 +131,7 @@ def speaker_of(
     is_test = not name.startswith(("caption_", "human_"))
     return unseen if is_test and rng.random() < .5 else seen
 
-# %% ../nbs/machinery/toy_speech.ipynb #fdd62cc9
+# %% ../nbs/machinery/toy_speech.ipynb #786cba35
 def _passages(state, text):
     "(words, the emotion they are said with) of a clip"
     words = text.split()
@@ -139,7 +139,7 @@ def _passages(state, text):
     said = [(words[:len(words) - n], state.primary), (words[len(words) - n:], state.secondary)]
     return [(" ".join(part), emotion) for part, emotion in said if part]
 
-# %% ../nbs/machinery/toy_speech.ipynb #cecd2c14
+# %% ../nbs/machinery/toy_speech.ipynb #979a9f89
 def _in_time(said, voice, n, seed):
     "At most `n` samples of all passages, said faster than asked for only if they must be"
     faster = 1.
@@ -152,7 +152,7 @@ def _in_time(said, voice, n, seed):
         faster *= 1.03 * len(x) / n
     raise ValueError(f"{' '.join(part for part, _ in said)!r} can't be said in {n / 16000} seconds")
 
-# %% ../nbs/machinery/toy_speech.ipynb #35c11e92
+# %% ../nbs/machinery/toy_speech.ipynb #5648d479
 def speak_clip(
     state: State,              # What the clip means
     text: str,                 # Its subtitle

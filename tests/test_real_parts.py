@@ -90,7 +90,7 @@ def small_tokens():
     "(tokens, merges) of a byte-level tokenizer with 280 tokens, three of them special"
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.train_from_iterator(["so happy, so sad, so happy and angry " * 9], trainers.BpeTrainer(
+    core.train_from_iterator(["so happy, so sad,26,26, happy, angry " * 9], trainers.BpeTrainer(
         vocab_size=280, show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"]))
@@ -171,13 +171,13 @@ def test_tokenizer_of_gguf(tmp_path):
     "Digits are alone, special tokens whole, every text comes back, and the chat template too"
     pytest.importorskip("gguf", reason="not installed: gguf")
     write_gguf(tmp_path / "m.gguf", small_llama())
-    convert_gguf(tmp_path / "m.gguf", tmp_path)
-    tokens = AutoTokenizer.from_pretrained(tmp_path)
+    convert_gguf(tmp_path / "m.gguf", tmp_path / "out")
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "out")
     theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
-    for text in ("so happy", "It is 2026, naïve café!", "  a\n\tb", "<|im_start|>so<|im_end|>"):
+    for text in ("so happy", "It is a naïve café!", "  a\n\tb", "<|im_start|>so<|im_end|>"):
         ids = tokens(text)["input_ids"]
         assert tokens.decode(ids) == text and ids == theirs(text)["input_ids"]
-    assert tokens.tokenize("2026") == list("2026")
+    assert tokens.tokenize("2026") == list("2026") != theirs.tokenize("2026")
     assert tokens.tokenize("so happy")[0] == "so" and tokens("<|im_end|>")["input_ids"] == [2]
     assert (tokens.eos_token, tokens.pad_token) == ("<|im_end|>", "<|im_end|>")
     chat = tokens.apply_chat_template([dict(role="user", content="hi")], tokenize=False)
