@@ -103,7 +103,7 @@ def takes_packed_rows(
             and kinds <= {"full_attention", "sliding_attention"}
             and not getattr(text, "alibi", False) and (not window or length <= window))
 
-
+# %% ../nbs/machinery/shared_prompts.ipynb #6510e8de
 def packing_saves(
     prompt_of: Tensor,  # [rows] number of the prompt that a row begins with
     length: int,        # Of prompt and answer, in tokens
