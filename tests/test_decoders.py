@@ -388,7 +388,7 @@ NEEDS_SYSTEM = ("{% if messages[0].role != 'system' %}{{ raise_exception('no sys
 
 @pytest.mark.parametrize("template,words", [
     (DROPS, "does not write a prompt as it is"), (SHOUTS, "does not write a prompt as it is"),
-    (NEEDS_SYSTEM, "refuses a prompt: no system message")])
+    (NEEDS_SYSTEM, "refuses a prompt (TemplateError: no system message)")])
 def test_a_chat_template_that_loses_the_prompt_is_refused(
         qwen, towers, tmp_path, template, words):
     tokenizer = TOKENIZERS["qwen"]()
