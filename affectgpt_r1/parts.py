@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import (
     AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoModelForCausalLM,
     AutoTokenizer, CLIPVisionModelWithProjection, GenerationConfig, PreTrainedModel,
@@ -145,20 +144,20 @@ def add_tokens(
 
 # %% ../nbs/machinery/parts.ipynb #244800b8
 @contextmanager
-def _named(path):
+def _named(path, what="can't be the decoder"):
     "Errors of a decoder get the name of its folder; it may fail in ways that nobody foresaw"
     try: yield
     except ValueError as e: raise ValueError(f"{path}: {e}") from e
-    except TemplateError as e:
-        raise ValueError(f"{path}: its chat template refuses a prompt: {e}") from e
-    except (TypeError, RuntimeError, AttributeError, LookupError) as e:
-        raise ValueError(f"{path}: can't be the decoder ({type(e).__name__}: {e})") from e
+    except Exception as e: raise ValueError(f"{path}: {what} ({type(e).__name__}: {e})") from e
 
 # %% ../nbs/machinery/parts.ipynb #ae11f132
+_REFUSES = "its chat template refuses a prompt"
+
+
 def _load_tokenizer(path):
     "A decoder's tokenizer, with an end and a padding token"
     tokenizer = AutoTokenizer.from_pretrained(path)
-    with _named(path): end = end_of_turn(tokenizer, tokenizer.chat_template)
+    with _named(path, _REFUSES): end = end_of_turn(tokenizer, tokenizer.chat_template)
     if end is None: raise ValueError(f"{path}: its tokenizer has no token that ends a reply")
     if tokenizer.eos_token is None: tokenizer.eos_token = end
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
@@ -370,8 +369,8 @@ def _put_together(
     processor = _make_processor(
         tokenizer, vision_path, audio_path, prompt_template=prompt_template, visual=visual,
         compat=compat, **settings)
+    with _named(text_path, _REFUSES): _check_chat_template(processor)
     with _named(text_path):
-        _check_chat_template(processor)
         return _assemble(config, text, *towers, seed, _reply_ends(text, processor)), processor
 
 # %% ../nbs/machinery/parts.ipynb #n406
