@@ -123,7 +123,7 @@ def _sft_config(out, settings, validation):
         per_device_eval_batch_size=ours["per_device_train_batch_size"])
     return SFTConfig(str(out), **trainer_settings() | ours | settings)
 
-
+# %% ../nbs/09_coldstart.ipynb #98a13821
 def _check_batches(n_clips, args):
     "Raises ValueError where there are too few clips for a single batch"
     wanted = args.per_device_train_batch_size * args.world_size
