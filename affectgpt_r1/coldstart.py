@@ -25,7 +25,7 @@ from .modeling import AffectGPTForConditionalGeneration
 from .processing import TAGS, AffectGPTProcessor, make_prompt
 from .recipes import check_amounts, stage_settings
 from .training import (
-    check_rows, clips_of_run, finish_training, finished_log, refuse_second_names, run_training,
+    check_data, clips_of_run, finish_training, finished_log, refuse_second_names, run_training,
     start_or_resume, trainer_settings)
 
 # %% ../nbs/09_coldstart.ipynb #c007
@@ -121,15 +121,7 @@ def _sft_config(out, settings, validation):
         per_device_eval_batch_size=ours["per_device_train_batch_size"])
     return SFTConfig(str(out), **trainer_settings() | ours | settings)
 
-# %% ../nbs/09_coldstart.ipynb #f83e3cce
-def _check_data(processor, dataset, validation):
-    "Raises ValueError for rows that cannot be trained on"
-    for rows, what in ((dataset, "data set"), (validation, "validation set")):
-        if rows is None: continue
-        check_rows(rows, what)
-        processor.check_words(rows)
-
-
+# %% ../nbs/09_coldstart.ipynb #98a13821
 def _check_batches(n_clips, args):
     "Raises ValueError where there are too few clips for a single batch"
     wanted = args.per_device_train_batch_size * args.world_size
@@ -168,7 +160,7 @@ def cold_start(
     **changes: Any                   # What differs from the recipe, as `seed` or `learning_rate`
 ) -> list[dict]:                     # trl's log history
     "Supervised fine-tuning; saves all weights or adapters to `out`"
-    _check_data(processor, dataset, validation)
+    check_data(processor, dataset, validation)
     settings = _settings(model, recipe, dict(seed=0) | changes)
     args = _sft_config(out, settings, validation)
     _check_batches(len(dataset), args)

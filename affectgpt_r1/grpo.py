@@ -36,8 +36,8 @@ from .processing import AffectGPTProcessor, make_prompt
 from .recipes import check_amounts, stage_settings
 from .rewards import make_rewards
 from .training import (
-    check_rows, clips_of_run, finish_training, finished_log, refuse_second_names, run_training,
-    start_or_resume, trainer_settings)
+    check_data, check_rows, clips_of_run, finish_training, finished_log, refuse_second_names,
+    run_training, start_or_resume, trainer_settings)
 from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/11_grpo.ipynb #c008
@@ -272,14 +272,19 @@ def _checked(functions, weights):
     if not any(weights): raise ValueError("no reward counts: there is none with a weight but 0")
     return functions, weights
 
-# %% ../nbs/11_grpo.ipynb #63e25cb2
-def _checked_config(out, processor, settings, weights, dataset, validation):
-    "trl's configuration; raises ValueError where clips or lengths do not allow the run"
-    check_rows(dataset)
-    if validation is not None: check_rows(validation, "validation set")
+# %% ../nbs/11_grpo.ipynb #8cfa2788
+def _prepare(model, processor, rows, recipe, changes):
+    "All settings of a run; raises ValueError where nothing could be learnt with them, or from rows"
+    check_data(processor, *rows)
+    settings = _settings(model, recipe, changes)
     _check_length(processor, settings["mode"], settings["max_new_tokens"])
-    args = _grpo_config(out, processor, settings, weights, validation)
-    _check_clips(len(dataset), settings["num_prompts"], args)
+    return settings
+
+
+def _fitting_config(out, processor, rows, settings, weights):
+    "trl's configuration; raises ValueError where there are too few clips for it"
+    args = _grpo_config(out, processor, settings, weights, rows[1])
+    _check_clips(len(rows[0]), settings["num_prompts"], args)
     return args
 
 # %% ../nbs/11_grpo.ipynb #g049
@@ -297,9 +302,9 @@ def train_grpo(
     **changes: Any                       # What differs from the recipe, as `steps` or `beta`
 ) -> list[dict]:                         # trl's log history
     "GRPO on the given rewards; saves all weights or adapters to `out`"
-    settings, rows = _settings(model, recipe, changes), (dataset, validation)
-    rewards = _rewards(rewards, settings, wheels)
-    args = _checked_config(out, processor, settings, rewards[1], *rows)
+    settings = _prepare(model, processor, (dataset, validation), recipe, changes)
+    rewards, rows = _rewards(rewards, settings, wheels), (dataset, validation)
+    args = _fitting_config(out, processor, rows, settings, rewards[1])
     resume = _open_run(model, processor, rows, out, settings, rewards, wheels)
     if (log := finished_log(model, out)) is not None: return log
     return _train(model, processor, rows, rewards, args, settings, wheels, callbacks, resume)

@@ -113,14 +113,3 @@ def packing_saves(
     _, sizes = prompt_of.unique(return_counts=True)
     packed = len(sizes) * (length - n + int(sizes.max()) * n)
     return packed < len(prompt_of) * length
-
-# %% ../nbs/machinery/shared_prompts.ipynb #444c729e
-def packing_saves(
-    prompt_of: Tensor,  # [rows] number of the prompt that a row begins with
-    length: int,        # Of prompt and answer, in tokens
-    n: int,             # Of the longest answer
-) -> bool:
-    "Are there fewer tokens to compute when the rows are packed?"
-    _, sizes = prompt_of.unique(return_counts=True)
-    packed = len(sizes) * (length - n + int(sizes.max()) * n)
-    return packed < len(prompt_of) * length
