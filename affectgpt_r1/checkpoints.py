@@ -21,6 +21,7 @@ from peft import LoraConfig, PeftModel
 from peft.helpers import rescale_adapter_scale
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, GenerationConfig
 
+from .folders import is_hidden
 from .labels import make_target
 from .messages import list_some
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
@@ -235,7 +236,7 @@ def _effect(adapted, processor, wanted):
 
 def _write_merged(adapted, processor, out, dtype):
     "The merged model, its fusion in 32 bits, and its processor"
-    if Path(out).exists() and any(Path(out).iterdir()):
+    if Path(out).exists() and not all(is_hidden(p.name) for p in Path(out).iterdir()):
         raise ValueError(f"{out} is not empty, and what is there could be lost; take another one")
     merged = adapted.merge_and_unload().to(dtype)
     merged.model.fusion.float()

@@ -254,9 +254,9 @@ def _open_run(model, processor, rows, out, settings, rewards, wheels):
 def _rewards(asked, settings, wheels):
     "(functions, weights): what was asked for, or the recipe's; raises ValueError for another mode"
     mode = settings["mode"]
-    if asked is None:
+    if asked is None or isinstance(asked, str):
         how = dict(wheels=wheels or load_wheels(), penalty=settings["penalty"], mode=mode)
-        return make_rewards(settings["rewards"], **how)
+        return make_rewards(asked or settings["rewards"], **how)
     for function in asked[0]:
         made_for = getattr(function, "mode", mode)
         if made_for != mode:
@@ -293,7 +293,7 @@ def train_grpo(
     model: AffectGPTForConditionalGeneration | PeftModel,  # Cold-started; trained in place
     processor: AffectGPTProcessor,       # Its processor
     dataset: Dataset,                    # Rows of the human split
-    rewards: tuple[list, list] | None,   # From `make_rewards`; None for those of the recipe
+    rewards: tuple[list, list] | str | None,   # `make_rewards`, or a name; None: the recipe's
     out: str | Path,                     # Folder for what is trained, and sampled completions
     recipe: str | None = None,           # A recipe by name; that of the model's preset if None
     validation: Dataset | None = None,   # Held-out rows, to keep the best checkpoint on them

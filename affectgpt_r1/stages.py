@@ -167,8 +167,8 @@ def run_grpo(
     model, processor = load_run_stage(run, "cold_start", **dtype)
     if torch.cuda.is_available(): changes = _memory_plan(model, recipe, changes) | changes
     held, rest = hold_out(run_splits(run)["human"], seed)
-    return train_grpo(model, processor, rest, None, Path(run) / "grpo", recipe, validation=held,
-                      wheels=run_wheels(run), seed=seed, **changes)
+    return train_grpo(model, processor, rest, changes.pop("rewards", None), Path(run) / "grpo",
+                      recipe, validation=held, wheels=run_wheels(run), seed=seed, **changes)
 
 # %% ../nbs/machinery/stages.ipynb #f13e445e
 def _memory_plan(model, recipe, changes):

@@ -10,6 +10,7 @@ import json, os, shutil
 from dataclasses import astuple, fields
 from pathlib import Path
 import pandas as pd
+from .folders import is_hidden
 from .toy_benchmark import (
     CLASS_COUNTS, benchmark_clip_files, write_ovmerd_plus, write_test_set)
 from .toy_files import (
@@ -93,7 +94,7 @@ def _claim_folder(root, preset, seed, spoken=False):
         if differ:
             raise ValueError(f"{root} holds another corpus ({', '.join(differ)}): "
                              "delete it or choose another folder")
-    elif any(not p.match(".[0-9]*-corpus.json") for p in root.iterdir()):
+    elif not all(is_hidden(p.name) for p in root.iterdir()):
         raise ValueError(f"{root} is not empty and holds no toy corpus: choose another folder")
     else:
         replace_file(file, lambda part: part.write_text(json.dumps(card, indent=2)+"\n"))

@@ -150,7 +150,7 @@ def last_checkpoint(
     out: str | Path,    # Folder of a run
 ) -> Path | None:
     "The newest complete checkpoint of a run"
-    folders = sorted(Path(out).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    folders = sorted(Path(out).glob("checkpoint-[0-9]*"), key=lambda p: int(p.name.split("-")[1]))
     complete = [folder for folder in folders if _is_complete(folder)]
     return complete[-1] if complete else None
 
@@ -374,7 +374,7 @@ def _save(model, processor, out, log, state_dict, done):
     try: save_stage(model, processor, out, log, state_dict)
     except OSError as e: raise _disk_full(out, "saving the result", e) from e
     _mark_finished(out, done)
-    for folder in out.glob("checkpoint-*"): shutil.rmtree(folder)
+    for folder in out.glob("checkpoint-[0-9]*"): shutil.rmtree(folder)
 
 # %% ../nbs/machinery/training.ipynb #dd222204
 def _remove_trl_forward(model):
