@@ -150,6 +150,13 @@ def _open_run(model, processor, dataset, out, settings, validation):
         **clips_of_run(processor, dataset, mode),
         validation=clips_of_run(processor, validation, mode))
 
+# %% ../nbs/09_coldstart.ipynb #f22df651
+def _prepare(model, dataset, validation, recipe, changes):
+    "All settings; raises ValueError where nothing could be learnt with them, or from the rows"
+    check_rows(dataset)
+    if validation is not None: check_rows(validation, "validation set")
+    return _settings(model, recipe, dict(seed=0) | changes)
+
 # %% ../nbs/09_coldstart.ipynb #k033
 @hide_known_warnings()
 def cold_start(
@@ -163,9 +170,7 @@ def cold_start(
     **changes: Any                   # What differs from the recipe, as `seed` or `learning_rate`
 ) -> list[dict]:                     # trl's log history
     "Supervised fine-tuning; saves all weights or adapters to `out`"
-    check_rows(dataset)
-    if validation is not None: check_rows(validation, "validation set")
-    settings = _settings(model, recipe, dict(seed=0) | changes)
+    settings = _prepare(model, dataset, validation, recipe, changes)
     args = _sft_config(out, settings, validation)
     _check_batches(len(dataset), args)
     resume = _open_run(model, processor, dataset, out, settings, validation)
