@@ -17,7 +17,7 @@ penalty = ""
 gold = "all"
 steps = 1
 tokens = 8
-trl = {}
+trl = {warmup_steps = 0}
 
 [settings]
 "start" = {steps = 0}
