@@ -452,12 +452,13 @@ def test_no_reply_has_an_advantage(reply):
 
 
 @fuzz
+@example("[/THINK]A", "B", "think")
 @given(reply_text | sentences, st.sampled_from(VERDICTS), st.sampled_from(["think", "Reasoning"]))
 def test_thoughts_change_nothing(thoughts, verdict, tag):
     reply = f"<{tag}>{thoughts}</{tag}>\n{verdict}"
     if "<|channel|>" not in thoughts: assert understood(read_verdict, reply) == "B"
     assert understood(read_label_list, f"<{tag}>{thoughts}</{tag}>[sad, shy]") == ["sad", "shy"]
-    assert understood(read_verdict, f"<{tag}>{thoughts}".replace("</", "")) is None   # cut
+    assert understood(read_verdict, f"<{tag}>{thoughts}".replace("/", "")) is None   # cut
 
 
 @fuzz
