@@ -325,7 +325,7 @@ def _own_report(rows, left_out):
 # %% ../nbs/05_data.ipynb #d072
 def load_folder(
     root: str | Path,                     # A folder with videos, of any kind that can be read
-    subtitles: str | Path | None = None,  # A csv with name and subtitle; None: .srt, .vtt files
+    subtitles: str | Path | None = None,  # A csv with name and subtitle; None: subtitle files
 ) -> datasets.Dataset:                    # One row per clip, with `COLUMNS`, without labels
     "Your own videos"
     reading = _Reading(_folder(root, "give a folder that holds videos"), "a folder of videos")

@@ -174,8 +174,10 @@ LOGGING_SETTINGS = {   # trl settings that change no number
 
 # %% ../nbs/machinery/training.ipynb #c6b2606a
 def _as_dict(value):
-    "What json does not know, as a dict or a text: the configuration of adapters, a path"
-    return value.to_dict() if hasattr(value, "to_dict") else str(value)
+    "What json does not know: a path, or the settings of adapters without the folder of their base"
+    if not hasattr(value, "to_dict"): return str(value)
+    fields = value.to_dict()
+    return {name: x for name, x in fields.items() if name != "base_model_name_or_path"}
 
 # %% ../nbs/machinery/training.ipynb #37b31c69
 def _read_json(path):
