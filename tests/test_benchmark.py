@@ -98,6 +98,7 @@ class Says:
     generation_config = SimpleNamespace(top_k=None)
     def __init__(self, said): self.said = said
     def state_dict(self): return {}
+    def modules(self): return iter(())
     def train(self, mode=True): return self
     def eval(self): return self
     def generate(self, input_ids, **how): return np.concatenate([input_ids, input_ids], 1)
