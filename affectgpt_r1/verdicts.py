@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from .replies import (
     UnreadReplyError, drop_sections, json_fields, json_objects, read_answer)
 
-# %% ../nbs/machinery/verdicts.ipynb #a4be60fe
+# %% ../nbs/machinery/verdicts.ipynb #c5d8bdd1
 _DOUBT = (
     r"(?:\b(?:but|al?though|though|however|yet|nevertheless|still|except|unless|if|only|or|either"
     r"|not|no|nope|nah|none|nothing|nobody|never|nor|neither|cannot|without|hardly|barely|rarely"
@@ -71,7 +71,7 @@ _LABEL = (r"(?:answer|verdict|winner|choice|decision|conclusion|judge?ment|resul
           rf" {_NOUN}|(?:better|best|preferred|correct)(?= of| is|:))(?: of the two| overall"
           r"| here)?)")
 
-# %% ../nbs/machinery/verdicts.ipynb #0f844dad
+# %% ../nbs/machinery/verdicts.ipynb #50731ba3
 _FAVOURING = (r"(?:(?:a|an|the|this|all|his|her|their|careful|close|closer|good|second|look|at|in"
               r"|of|and|evidence|clip|video|scene|footage|audio|sound|voice|tone|face|facial"
               r"|expressions?|speech|words|gestures?|body|language|smiles?|tears|laugh|laughter) )+"
@@ -117,7 +117,7 @@ _FORMS += [("unsure", sign, _form(pattern)) for sign, pattern in (
     (-1, rf"S {_IS} not (?:as|so|nearly as) (?:good|{_GOOD}) as Y(?: is)?"),
     (-1, r"S (?:loses|lost)(?: to Y)?"), (1, rf"{_FAVOURING} X{_OVER}"))]
 
-# %% ../nbs/machinery/verdicts.ipynb #4e4ea94c
+# %% ../nbs/machinery/verdicts.ipynb #51e7a5d1
 _RIGHT = rf"{_IS} {_ADVERBS}(?:right|{_GOOD})"
 _WRONG = rf"{_IS} {_ADVERBS}(?:wrong|incorrect|inaccurate|not (?:right|{_GOOD}))"
 _FORMS += [(kind, sign, _form(pattern)) for kind, sign, pattern in (
@@ -127,7 +127,8 @@ _FORMS += [(kind, sign, _form(pattern)) for kind, sign, pattern in (
     ("aside", -1, rf"S (?:{_WRONG}|is too \w+|(?:doesn't|does not) (?:match|fit)(?: {_SEEN})?"
      r"|wrong)"))]
 _TOLD = re.compile(   # what a reply says: no opinion
-    rf"(?:the )?(?:{_REPLY} )?(?-i:[AB]) (?:says|names|mentions|lists|claims|calls|describes)\b"
+    rf"(?:while |whereas |and |but )?(?:the )?(?:{_REPLY} )?(?-i:[AB]) (?:says|names|mentions|lists"
+    r"|claims|calls|describes|misses|overlooks|ignores)\b"
     r"(?:(?!(?-i:[AB])|better|best|right|correct|accura|tru|fit|match|agree|win|prefer|cho|pick"
     r"|answer|well|consist|perfect|exact|captur|good|wait|sorry|actually|edit)\W?\w*)*\W*",
     re.IGNORECASE)
@@ -186,7 +187,7 @@ _PIECE = re.compile(r"[,、]|\s(?=(?:but|while|whereas|although|though|however|y
                     r"|therefore|and)\s)|\s[-–—]\s|(?<=[^\x00-\x7f])(?=但|而|所以|因此)",
                     re.IGNORECASE)
 
-# %% ../nbs/machinery/verdicts.ipynb #419dfff4
+# %% ../nbs/machinery/verdicts.ipynb #7784a9be
 _REASON = re.compile(
     r"(?:,?\s(?:because|since|given that|due to)\b"
     r"|,\sas (?=(?:it|he|she|the (?:voice|speaker|person|man|woman|clip|video|tone|face))\b)|因为)"
@@ -240,7 +241,7 @@ def _of_part(part: str) -> tuple[str, str] | None:
     found = _of_form(words)
     return found if found and found[1] else _unread(words) or found
 
-# %% ../nbs/machinery/verdicts.ipynb #35101c19
+# %% ../nbs/machinery/verdicts.ipynb #4d3917a6
 def _of_parts(sentence: str) -> Iterator[tuple[str, str]]:
     "What the parts of a sentence say; it takes all back where they are sure of both replies"
     *parts, last = map(_of_part, _PIECE.split(sentence))

@@ -88,7 +88,9 @@ PREFER_B = [
     "B, with 60% confidence", "Although A is better, I'd go for B.", "A较好，但整体上B胜",
     "B. A man smiles.", "B. A is wrong.", "B\n\nB names the tears.", "The tears support B.",
     "B is better because A is not accurate.", "B. Would you like more details?", "❌ A\n✅ B",
-    "In the end, B is better.", "The audio supports A, so does the face. Still, my answer is B.",]
+    "In the end, B is better.", "B. A misses the tears.",
+    "B is better because it names the tears, while A says joy.",
+    "The audio supports A, so does the face. Still, my answer is B.",]
 
 UNDECIDED = [
     "I prefer A to the other", "Both", "CAB", "Both are fine.", "neither", "tie", "A or B", "both",
