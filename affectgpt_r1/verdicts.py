@@ -13,15 +13,35 @@ from collections.abc import Iterator
 from .replies import (
     UnreadReplyError, drop_sections, json_fields, json_objects, read_answer)
 
+# %% ../nbs/machinery/verdicts.ipynb #c5d8bdd1
+_DOUBT = (
+    r"(?:\b(?:but|al?though|though|however|yet|nevertheless|still|except|unless|if|only|or|either"
+    r"|not|no|nope|nah|none|nothing|nobody|never|nor|neither|cannot|without|hardly|barely|rarely"
+    r"|seldom|scarcely|little|sorry|oops|apolog\w+|actually|edit|edited|update[ds]?|correction"
+    r"|wait|hmm+|mean|meant|instead|rather|other\w*|latter|former|second|opposite|contrary"
+    r"|(?:re(?:consider|think|vis|vers|tract|ject|scind)|chang|swap|switch|invert|withdr|cancel"
+    r"|mistak|disagree|doubt|disregard|fail|kidd|jok|los|weak|inferior|poor|bad)\w*"
+    r"|t(?:ake|ook) (?:it|that|this) back|reality|maybe|perhaps|may|might|could|scratch|ignore"
+    r"|false|untrue|wrong\w*"
+    r"|incorrect\w*|inaccura\w+|wors[et]\w*|less\w*|least|last|runner|ties?|tied|draw|toss-?up"
+    r"|equal\w*|same|both|undecided|unsure|uncertain|unclear|inconclusive|ambiguous|indecisive"
+    r"|hard|difficult|impossible|unable|depends?|un(?:determin|decid|known|resolv)\w*)\b|n't\b"
+    r"|[不没非否错误差劣输平都均但却除若]|如果|假如|假设|要是|一样|相同|同样|抱歉|等等|其实|可能"
+    r"|也许|无法|难以|难说|更正|修改|才怪|另一|后者|前者|第二)")
+
 # %% ../nbs/machinery/verdicts.ipynb #b1ba897c
-_REPLY = r"(?:reply|answer|response|option|candidate|choice|text|description|one)"
+_REPLY = (r"(?:reply|answer|response|option|candidate|choice|text|description|assistant|model"
+          r"|one)")
 _REPLACED = [(re.compile(pattern, re.IGNORECASE), new) for pattern, new in (
+    (r"[❌❎✗✘✖✕×☒⛔🚫🙅👎≠¬\u0335-\u0338\u20e0]|~~|</?(?:s|del|strike)>"
+     r"|(?<!\S)[!~](?=\s*[AB]\b)", " wrong "),
     (r"```\w*|[*`#$]|_{2,}|(?<!\w)_|_(?!\w)|^\s*>+", ""),           # Markdown, LaTeX's dollars
     (r"\\(?:boxed|text|textbf|mathrm|mathbf|bf|rm|left|right|fbox)\b\s*", " "),
     (r"</?[a-z_]+>", "\n"),                                         # <answer>B</answer>
     (r"[“„«\"「『《][^“”„«»\"「」『』《》\n]{8,}?[”»\"」』》“]", " quoted "),
     (r"[\[({<\"'“‘「【《]{1,4}\s*([AB](?:\s*[<>=≻≺]+\s*[AB])?)\s*[\])}>\"'”’」】》]+", r" \1 "),
-    (r"(?<=\b[AB]) \([^()\n]*\)", ""),                               # B (sad, tearful)
+    (rf"(?<=\b[AB]) \((?![^()]*{_DOUBT})[^\W\d]{{2,}}(?:, ?[^\W\d]{{2,}})*\)", ""),  # B (sad, shy)
+    (rf"\b([AB])'s (?:{_REPLY}|list|labels|words|emotions)\b", r"\1"),
     (rf"\b(?:the )?(?:first|1st) {_REPLY}\b|第一个(?:回答|回复|答案|选项)?", " A "),
     (rf"\b(?:the )?(?:second|2nd) {_REPLY}\b|第二个(?:回答|回复|答案|选项)?", " B "))]
 
@@ -41,16 +61,21 @@ _NOUN = r"(?:one|reply|answer|response|match|fit|choice|option|description|candi
 _SEEN = (r"(?:what (?:can be|is|was) seen(?: (?:and|or) heard)?|(?:the|this) "
          r"(?:clip|video|scene|evidence|footage))")
 _TRAIL = (r"(?: (?:overall|here|in this case|in general|by far|of the two))?"
-          rf"(?:(?:,? and)? than Y)?(?: (?:with|to|for) {_SEEN})?(?: than Y)?(?: overall)?")
+          rf"(?:(?:,? and)? than Y)?(?: (?:with|to|for) {_SEEN})?(?: than Y)?(?: does| is)?"
+          r"(?: overall)?")
 _OVER = r"(?:,? (?:over|to|rather than|instead of|not|and not) Y)?"
 _IS = r"(?:is|was|seems|looks|appears|sounds)(?: to be)?"
 _LABEL = (r"(?:answer|verdict|winner|choice|decision|conclusion|judge?ment|result|preference|pick"
           r"|vote|selection|antwort|respuesta|réponse|risposta|ответ"
-          rf"|(?:a )?(?:better|best|preferred|stronger|winning|correct|right|more {_GOOD})"
-          rf"(?: {_NOUN}|(?= of| is|:))(?: of the two| overall| here)?)")
-_FAVOURING = (r"(?:(?!(?-i:B\b|b\b|A\b(?! [a-z]))|not\b|never\b|no\b|nor\b|neither\b|if\b"
-              r"|hardly\b|than\b|some\b|\w*n't)[\w'-]+ )+"
-              r"(?:favou?rs|supports|points to|speaks for|backs|goes to)")
+          rf"|(?:a )?(?:(?:better|best|preferred|stronger|winning|correct|right|more {_GOOD})"
+          rf" {_NOUN}|(?:better|best|preferred|correct)(?= of| is|:))(?: of the two| overall"
+          r"| here)?)")
+
+# %% ../nbs/machinery/verdicts.ipynb #50731ba3
+_FAVOURING = (r"(?:(?:a|an|the|this|all|his|her|their|careful|close|closer|good|second|look|at|in"
+              r"|of|and|evidence|clip|video|scene|footage|audio|sound|voice|tone|face|facial"
+              r"|expressions?|speech|words|gestures?|body|language|smiles?|tears|laugh|laughter) )+"
+              r"(?:favou?rs?|supports?|points? to|speaks? for|backs?)")
 
 # %% ../nbs/machinery/verdicts.ipynb #a8464d47
 def _form(pattern: str) -> re.Pattern:
@@ -62,21 +87,22 @@ def _form(pattern: str) -> re.Pattern:
     return re.compile(re.sub(r"\bY\b", "(?-i:[ABab])", pattern), re.IGNORECASE | re.ASCII)
 
 # %% ../nbs/machinery/verdicts.ipynb #66639f65
-_FORMS = [(is_sure, sign, _form(pattern)) for is_sure, sign, pattern in (
-    (True, 1, rf"(?:(?:my|the|our|final|overall|correct|clearly) )*{_LABEL}['\"]?(?: ?(?::|=|→|->"
+_FORMS = [("sure", sign, _form(pattern)) for sign, pattern in (
+    (1, rf"(?:(?:my|the|our|final|overall|correct|clearly) )*{_LABEL}['\"]?(?: ?(?::|=|→|->"
      rf"|=>|-|–|—)| (?:is|was|goes to|would be|must be|remains))+ ?{_ADVERBS}X{_OVER}"),
-    (True, 1, rf"(?:(?:my|the|final) )*{_LABEL}['\"]? ?[:=] ?S"),
-    (True, 1, r"(?:(?:i|we)(?:'d| would| will|'ll| must| have to| do)? )?(?:(?:clearly|rather) )?"
+    (1, rf"(?:(?:my|the|final) )*{_LABEL}['\"]? ?[:=] ?S"),
+    (1, r"(?:(?:i|we)(?:'d| would| will|'ll| must| have to| do)? )?(?:(?:clearly|rather) )?"
      r"(?:choose|chose|pick|prefer|select|vote for|go with|going with|say|favou?r|opt for"
-     rf"|lean towards?|settle on) X{_OVER}"),
-    (True, 1, rf"the {_NOUN} (?:that|which) (?:agrees|fits|matches|is)(?: {_SEEN})? (?:better|best)"
+     rf"|go for|lean towards?|settle on) X{_OVER}"),
+    (1, rf"the {_NOUN} (?:that|which) (?:agrees|fits|matches|is)(?: {_SEEN})? (?:better|best)"
      rf"(?: with {_SEEN})? is X"),
-    (True, 1, r"(?:it is|it's|that is|it would be) X"),
-    (True, 1, r"S,? (?:over|rather than|instead of|not|and not) Y"),
-    (True, 1, r"S ?(?:>+|≻+) ?Y"), (True, -1, r"S ?(?:<+|≺+) ?Y"))]
+    (1, r"(?:it is|it's|that is|it would be) X"),
+    (1, r"S,? with (?:a |about )?(?:[6-9]\d|100) ?% (?:confidence|certainty)"),
+    (1, r"S,? (?:over|rather than|instead of|not|and not) Y"),
+    (1, r"S ?(?:>+|≻+) ?Y"), (-1, r"S ?(?:<+|≺+) ?Y"))]
 
 # %% ../nbs/machinery/verdicts.ipynb #d2073bd5
-_FORMS += [(False, sign, _form(pattern)) for sign, pattern in (
+_FORMS += [("unsure", sign, _form(pattern)) for sign, pattern in (
     (1, rf"S {_IS} {_ADVERBS}(?:better|best|more {_GOOD}|closer|stronger|superior|preferable"
      rf"|preferred|winner)(?: {_NOUN})?{_TRAIL}"),
     (-1, rf"S {_IS} {_ADVERBS}(?:worse|worst|less {_GOOD}|weaker|inferior|poorer)"
@@ -87,27 +113,49 @@ _FORMS += [(False, sign, _form(pattern)) for sign, pattern in (
     (1, rf"S (?:better|best|more closely|more accurately) (?:agrees with|matches|fits|reflects"
      rf"|describes|captures)(?: {_SEEN}| it){_TRAIL}"),
     (1, rf"S (?:wins|won|beats Y|outperforms Y|is to be preferred){_TRAIL}"),
+    (1, rf"S {_IS} {_ADVERBS}(?:preferred|preferable|favou?red) (?:over|to) Y"),
+    (-1, rf"S {_IS} not (?:as|so|nearly as) (?:good|{_GOOD}) as Y(?: is)?"),
     (-1, r"S (?:loses|lost)(?: to Y)?"), (1, rf"{_FAVOURING} X{_OVER}"))]
+
+# %% ../nbs/machinery/verdicts.ipynb #51e7a5d1
+_RIGHT = rf"{_IS} {_ADVERBS}(?:right|{_GOOD})"
+_WRONG = rf"{_IS} {_ADVERBS}(?:wrong|incorrect|inaccurate|not (?:right|{_GOOD}))"
+_FORMS += [(kind, sign, _form(pattern)) for kind, sign, pattern in (
+    ("unsure", 1, rf"S {_RIGHT},?(?: (?:and|but|while|whereas))? Y {_WRONG}"),
+    ("unsure", -1, rf"S {_WRONG},?(?: (?:and|but|while|whereas))? Y {_RIGHT}"),
+    ("aside", 1, rf"S {_RIGHT}"),
+    ("aside", -1, rf"S (?:{_WRONG}|is too \w+|(?:doesn't|does not) (?:match|fit)(?: {_SEEN})?"
+     r"|wrong)"))]
+_TOLD = re.compile(   # what a reply says: no opinion
+    rf"(?:while |whereas |and |but )?(?:the )?(?:{_REPLY} )?(?-i:[AB]) (?:says|names|mentions|lists"
+    r"|claims|calls|describes|misses|overlooks|ignores)\b"
+    r"(?:(?!(?-i:[AB])|better|best|right|correct|accura|tru|fit|match|agree|win|prefer|cho|pick"
+    r"|answer|well|consist|perfect|exact|captur|good|wait|sorry|actually|edit)\W?\w*)*\W*",
+    re.IGNORECASE)
 
 # %% ../nbs/machinery/verdicts.ipynb #b00066e9
 _MORE = r"(?:明显|稍微|略微|稍|略|显然|要|相对|整体|总体)*"
 _BETTER = (r"(?:好|佳|优|准确|符合|贴切|合适|贴近|恰当|一致|接近|贴合|胜一筹)(?:一些|一点)?"
            r"(?:地?(?:描述|反映|体现|符合)了?)?(?:实际|视频|画面|片段|内容|情况|情绪|表现|人物|中|的)*了?")
-_FORMS += [(is_sure, sign, _form(pattern)) for is_sure, sign, pattern in (
-    (True, 1, r"(?:最终|我的|我|正确|最后|更好|的)*(?:答案|选择|结论|判断|结果|判定|选|回答|回复)"
-     r"(?:是|为|:|应为|应该是)? ?S"),
-    (True, 1, r"更好的是 ?S"),
-    (False, 1, rf"S ?的?(?:回答|回复|描述)?{_MORE}(?:更加?|较为?){_BETTER}"),
-    (False, 1, rf"S ?的?(?:回答|回复)?{_MORE}比 ?Y ?的?(?:回答|回复)?{_MORE}(?:更加?)?{_BETTER}"),
-    (False, 1, r"S ?(?:胜出?|赢了?|获胜|优于 ?Y)"),
-    (False, -1, r"S ?(?:不如|不及|劣于|比不上) ?Y"), (False, -1, rf"S ?没有 ?Y ?{_BETTER}"))]
+_FORMS += [(kind, sign, _form(pattern)) for kind, sign, pattern in (
+    ("sure", 1, r"(?:最终|我的|我会|我|正确|最后|更好|的)*(?:答案|选择|结论|判断|结果|判定|选|回答"
+     r"|回复)(?:是|为|:|应为|应该是)? ?S"),
+    ("sure", 1, r"更好的是 ?S"),
+    ("unsure", 1, rf"S ?的?(?:回答|回复|描述)?{_MORE}(?:更加?|较为?){_BETTER}"),
+    ("unsure", 1, rf"S ?的?(?:回答|回复)?{_MORE}比 ?Y ?的?(?:回答|回复)?{_MORE}(?:更加?)?"
+     rf"{_BETTER}"),
+    ("unsure", 1, r"S ?(?:胜出?|赢了?|获胜|优于 ?Y)"),
+    ("unsure", -1, r"S ?(?:不如|不及|劣于|比不上) ?Y"),
+    ("unsure", -1, rf"S ?没有 ?Y ?{_BETTER}"))]
 
 # %% ../nbs/machinery/verdicts.ipynb #6a26ec92
 _FINAL = (r"(?:(?:my|the|final) )*(?:answer|verdict|conclusion|judge?ment|decision)(?= ?:)|so|thus"
           r"|hence|therefore|overall|finally|ultimately|in conclusion|to conclude|in summary"
-          r"|in short|all in all|on balance|as a result|综上(?:所述)?|总体(?:来说|而言|来看)"
+          r"|in short|all in all|on balance|on the whole|in the end|as a result|for (?:this|these)"
+          r" reasons?|综上(?:所述)?|[总整]体(?:来说|而言|来看|上)"
           r"|总的来说|因此|所以|最终|总之|综合来看")
-_TURN = (r"(?:no|wait)(?=[,:]|$)|(?:actually|correction|however|hold on|hmm|on reflection|instead"
+_TURN = (r"(?:no|wait|sorry|edit|update)(?=[,:]|$)|(?:actually"
+         r"|correction|however|hold on|hmm|on reflection|instead"
          r"|on second thoughts?|scratch that|in fact)(?=[,:]| [^,]*$|$)|不对|等等|其实|不过")
 _LEAD = re.compile(
     rf"(?:(?P<final>{_FINAL})|(?P<turn>{_TURN})|(?P<soft>ok(?:ay)?|sure|clearly|definitely"
@@ -120,16 +168,12 @@ _LEAD = re.compile(
     re.IGNORECASE)
 
 # %% ../nbs/machinery/verdicts.ipynb #8a60014d
-_TIE = re.compile(
-    r"\b(?:ties?|tied|draw|toss-?up|equal(?:ly)?|neither|undecided|unsure|uncertain|not sure"
-    r"|both (?:\w+ )?(?:are|is|seem|fit|match|agree|work)|no (?:clear )?(?:winner|difference"
-    r"|preference)|(?:cannot|can't|can not|could not|couldn't|unable to|hard to|difficult to"
-    r"|impossible to) (?:\w+ )?(?:decide|tell|say|determine|judge|choose)|disagree|mistaken|wrong"
-    r"|none of|either|depends)\b|\b[AB] ?(?:or|/|=+) ?[AB]\b|^both$"
-    r"|平局|一样|同样|相同|都|均|无法|难以|不确定|难说", re.IGNORECASE | re.ASCII)
 _UNSAID = re.compile(   # of what follows, the judge does not say that it is so
     r"^\W*(?:if(?! i (?:had to|have to|must|were to))|unless|suppose|assuming|were|had|should"
-    r"|如果|假如)\b|(?:\bnot|n't|\bnever|\bcannot|\bdoubt|\bdeny|\bwrong|\bfalse)\b.{0,20}"
+    r"|at first|initially|first|anything|with|without|for|on|when(?! compar)|where"
+    r"|as (?:for|to|far)|regarding|concerning|only"
+    r"|in(?! (?:this|the) (?:case|clip|video)))\b|如果|假如|假设|要是|若|只看|仅|单(?:看|从|就)"
+    r"|(?:\bnot|n't|\bnever|\bcannot|\bdoubt|\bdeny|\bwrong|\bfalse)\b.{0,20}"
     r"\b(?:say|think|believe|claim|mean|agree|argue|true|right|case)\b|\b(?:could|might|may|some"
     r"|one would|they|he|she|people|someone)\b.{0,20}\b(?:says?|argue|claims?|thinks?|prefers?)\b"
     r"|并非|不是", re.IGNORECASE)
@@ -142,8 +186,17 @@ _SENTENCE = re.compile(r"(?:[^.!?。!;\n]|[.!;](?=\S))+[.!?。;]*")
 _PIECE = re.compile(r"[,、]|\s(?=(?:but|while|whereas|although|though|however|yet|so|thus|hence"
                     r"|therefore|and)\s)|\s[-–—]\s|(?<=[^\x00-\x7f])(?=但|而|所以|因此)",
                     re.IGNORECASE)
-_REASON = re.compile(r",?\s(?:because|since|as it|as the|given that|due to)\b.*|因为.*",
-                     re.IGNORECASE)
+
+# %% ../nbs/machinery/verdicts.ipynb #7784a9be
+_REASON = re.compile(
+    r"(?:,?\s(?:because|since|given that|due to)\b"
+    r"|,\sas (?=(?:it|he|she|the (?:voice|speaker|person|man|woman|clip|video|tone|face))\b)|因为)"
+    r"(?P<why>(?:(?!\b(?:but|although|though|however|yet|unless|if|except|so|thus|therefore|no"
+    r"|wait|actually|sorry)\b|[但却所]).)*)", re.IGNORECASE)
+_NAMED = re.compile(   # A is no name in: A man smiles
+    r"(?<![A-Za-z0-9_'])(?:A(?!'?[A-Za-z0-9_]|(?<=^A) (?:man|woman|person|girl|boy|child|young"
+    r"|voice|smile|laugh|sad|happy|loud|low|soft|careful|close|closer|good|clear|calm|tense)\b)"
+    r"|B(?!'?[A-Za-z0-9_])|A(?='s\b)|B(?='s\b))", re.MULTILINE)
 
 def _trim(text: str) -> str:
     "Without what stands around words"
@@ -166,30 +219,48 @@ def _of_form(words: str) -> tuple[str, str] | None:
         leads |= {name for name, found in lead.groupdict().items() if found}
         words = _trim(words[lead.end():])
     if leads and (alone := _ALONE.fullmatch(words)): return "named", alone["x"].upper()
-    for is_sure, sign, form in _FORMS:
+    for kind, sign, form in _FORMS:
         if (match := form.fullmatch(words)) and (letter := _preferred(match, sign)):
-            return "sure" if is_sure or leads & {"final", "turn"} else "unsure", letter
+            return "sure" if kind == "unsure" and leads & {"final", "turn"} else kind, letter
     return ("back", "") if "turn" in leads and words else None
 
 # %% ../nbs/machinery/verdicts.ipynb #8423bb73
+_DOUBTFUL = re.compile(_DOUBT, re.IGNORECASE)
+
+def _unread(text: str) -> tuple[str, str] | None:
+    "What a text of no known form does to a verdict before it: words of doubt, or replies it names"
+    words = _trim(text)
+    if _TOLD.fullmatch(words): return None
+    if _DOUBTFUL.search(words): return "back", ""
+    names = set(_NAMED.findall(words))
+    return ("rest", "".join(sorted(names))) if names else None
+
 def _of_part(part: str) -> tuple[str, str] | None:
     "What a part of a sentence says"
     words = _REASON.sub("", part)
     found = _of_form(words)
-    if found and found[1]: return found
-    return ("back", "") if _TIE.search(_trim(words)) else found
+    return found if found and found[1] else _unread(words) or found
+
+# %% ../nbs/machinery/verdicts.ipynb #4d3917a6
+def _of_parts(sentence: str) -> Iterator[tuple[str, str]]:
+    "What the parts of a sentence say; it takes all back where they are sure of both replies"
+    *parts, last = map(_of_part, _PIECE.split(sentence))
+    said = [x for x in [*parts, last] if x]
+    yield from [x for x in parts if x and x[0] != "named"] + [x for x in [last] if x]
+    if len({letter for kind, letter in said if kind in ("named", "sure")}) > 1: yield "back", ""
 
 def _of_sentence(sentence: str) -> Iterator[tuple[str, str]]:
-    "How sure a sentence is, and which reply it prefers; none where it takes a verdict back"
-    words, end = _trim(sentence), sentence.rstrip()[-1:]
-    if end == "?" or not words: return
+    "How sure a sentence is, and which reply it prefers; or what it does to a verdict before it"
+    words, end = _trim(sentence), re.search(r"[.!?:\s]*$", sentence)[0]
     alone = _ALONE.fullmatch(_trim(_REASON.sub("", words)))
-    if alone and end != ":": yield "alone", alone["x"].upper()
-    elif (found := _of_form(words)) and found[1]: yield found
-    elif not _UNSAID.search(words):
-        *parts, last = map(_of_part, _PIECE.split(sentence))
-        parts = [x for x in parts if x and x[0] != "named"] + [x for x in [last] if x]
-        yield from parts or filter(None, [found])
+    found, is_read = _of_form(words), "?" not in end and not _UNSAID.search(words)
+    if alone and not re.search("[:?]", end): yield "alone", alone["x"].upper()
+    elif found and found[1] and "?" not in end: yield found
+    elif is_read and not _TOLD.fullmatch(words): yield from _of_parts(sentence)
+    else: yield from filter(None, [_unread(words)])
+    for reason in _REASON.finditer(words):
+        first, *others = _PIECE.split(reason["why"])
+        yield from filter(None, [_of_form(first), *map(_of_part, others)])
 
 # %% ../nbs/machinery/verdicts.ipynb #e868f94d
 def _decide(said: list[tuple[str, str]]) -> str | None:
@@ -199,7 +270,7 @@ def _decide(said: list[tuple[str, str]]) -> str | None:
     if not found: return None
     letter, after = said[found[-1]][1], said[found[-1] + 1:]
     may_change = all(said[i][0] in ("named", "sure") for i in found)
-    has_rival = len({said[i][1] for i in found}) > 1
+    has_rival = len({x for kind, x in said if kind in ("alone", "named", "sure", "unsure")}) > 1
     if has_rival and not may_change or any(x != letter for _, x in after): return None
     return letter
 
@@ -207,11 +278,15 @@ def _decide(said: list[tuple[str, str]]) -> str | None:
 _HEADING = re.compile(rf"^[ \t]*((?:(?:my|the|final|overall) )*(?:{_LABEL}))[ :]*\n+\s*",
                       re.IGNORECASE | re.MULTILINE)
 _INLINE = re.compile(rf"(?<=[.!?。,;]) (?=(?:(?:my|the|final) )*{_LABEL} ?:)", re.IGNORECASE)
+_NUMBERED = re.compile(r"(?<![^\s(])([1-9])\. (?=\S)")                    # 1. B 2. A
+_BEFORE_LINE = re.compile(r"^([^\n]+:)[^\S\n]*\n+", re.MULTILINE)        # The worse one:\nA
 _ALONE_ON_LINE = re.compile(rf"\W*{_ALONE.pattern}\W*$|\s*[\[{{]", re.IGNORECASE)
 
 def _verdict_of(text: str) -> str | None:
     "The reply that a text without JSON prefers"
     plain = _ABBREVIATED.sub(r"\1", _INLINE.sub("\n", _plain_text(text)))
+    plain = _BEFORE_LINE.sub(lambda x: f"{x[1]} " if _DOUBTFUL.search(x[1]) else x[0],
+                             _NUMBERED.sub(r"\1) ", plain))
     plain = _HEADING.sub(r"\1: ", drop_sections(plain, _ALONE_ON_LINE))
     return _decide([x for sentence in _SENTENCE.findall(plain) for x in _of_sentence(sentence)])
 

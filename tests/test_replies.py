@@ -37,6 +37,9 @@ PREFER_A = [
     "I lean towards A.", "The reply that agrees better with the clip is A.",
     "Reply A. The woman smiles.", "🅰️ A", "A (happy)", "The correct reply is A.",
     "The more accurate reply is A.", "B is incorrect, so A.", "A rather than B",
+    "A is correct, B is incorrect.", "A's description is more accurate.", "我会选A",
+    "A. A man smiles.", "A matches the video better than B does.", "B is wrong and A is correct.",
+    "A. B is too sad.", "A更好，因为B太悲伤。",
     "### Analysis\nB is better at tone.\n\n### Verdict\nA", "Clearly, A.", "A is better, so A.",]
 
 PREFER_B = [
@@ -80,7 +83,14 @@ PREFER_B = [
     "B, not A",
     "Thinking Process:\n1. A says sad.\n2. B says happy.\nA is better at first.\n\nFinal Answer: B",
     "Antwort: B", "Respuesta: B", "Not A but B.", "Both are good, but B.",
-    "Definitely B and not A.", "Answer: A. So B.",]
+    "Definitely B and not A.", "Answer: A. So B.", "A is better.\n\nEDIT: B is better.",
+    "A is not as good as B", "B is preferred over A", "Assistant B is better",
+    "B, with 60% confidence", "Although A is better, I'd go for B.", "A较好，但整体上B胜",
+    "B. A man smiles.", "B. A is wrong.", "B\n\nB names the tears.", "The tears support B.",
+    "B is better because A is not accurate.", "B. Would you like more details?", "❌ A\n✅ B",
+    "In the end, B is better.", "B. A misses the tears.",
+    "B is better because it names the tears, while A says joy.",
+    "The audio supports A, so does the face. Still, my answer is B.",]
 
 UNDECIDED = [
     "I prefer A to the other", "Both", "CAB", "Both are fine.", "neither", "tie", "A or B", "both",
@@ -105,7 +115,27 @@ UNDECIDED = [
     "B - sad, tearful", "A: happy, excited", "Reply A says the answer is B.", "Say only A or B.",
     'The better answer is Reply B: "sad".', "La réponse A est meilleure.",
     "Die bessere Antwort ist B.", "So A and B both mention joy.", "Overall, A and B are close.",
-    "So A, and B is close.",]
+    "So A, and B is close.", "My ranking is: 1. B 2. A", "1. Reply B 2. Reply A", "1. B, 2. A",
+    "A. Sorry, B.", "A. Oops, I meant B.", "A. I mean B.", "Answer: A\n(after reconsideration: B)",
+    "The smile supports A, but the tears point to B.", "Nothing in the clip supports A.",
+    "The smile supports A, but the tears support B.", "None of the evidence supports A",
+    "Little favors A", "The video rarely supports A.", "barely supports B", "如果没有声音，A更好",
+    "假如看画面，A更好。", "A更好，如果只看画面。", "Winner: A (tie)", "B (wrong)", "A (or B)",
+    "A (the worse one)", "A (rejected)", "❌ A", "~~A~~", "!A", "¬A", "A ❌", "B > A, A > B",
+    "I pick A as the worse reply.", "More detailed: A. More accurate: B.", "A (错误)",
+    "A更好，但B也不错",
+    "The worse answer:\nA", "For audio, A is better.", "Without the sound, A is better.",
+    "A is better... B.", "A, because B is better", "A because he cries, I am not sure",
+    "I pick A, no, B", "Winner: A (runner-up: B)", "B, with 10% confidence", "Is A better?\nB?",
+    "Overall A, but B.", "A. If you consider the audio, B wins.", "A\n\nB is also accurate.",
+    "A. The correct answer is the latter.", "The lack of evidence supports A.",
+    "A is better?!", "Anything but A.", "At first, A is better.", "A is better. I take that back.",]
+DOUBTS = [   # after a verdict for A
+    " Final verdict: inconclusive.", " Final verdict: unclear.", " NOT.", " No.", " Sorry, B.",
+    " Or B.", " On reflection, I doubt it.", " That is wrong.", " Just kidding!", " It is a tie.",
+    "\n\nB is just as good.", "\nThe other one is better.", " If only the face counts.",
+    "\nUnless one hears the voice.", " I take it back: B.", " (B is better)", " Actually, both.",
+    " 不，B更好。", " 其实差不多。", " The opposite holds."]
 
 REFUSALS = [
     "I'm sorry, but I can't judge people.", "I cannot determine the emotions of a person.",
@@ -147,6 +177,11 @@ def test_b_is_preferred(text): assert verdict(text) == "B"
 
 @pytest.mark.parametrize("text", UNDECIDED)
 def test_no_verdict(text): assert verdict(text) == "no verdict"
+
+
+@pytest.mark.parametrize("doubt", DOUBTS)
+@pytest.mark.parametrize("text", ["A.", "Answer: A.", "A is better.", "I choose A.", "A更好。"])
+def test_doubt_after_a_verdict(text, doubt): assert verdict(text + doubt) in ("B", "no verdict")
 
 
 @pytest.mark.parametrize("text", REFUSALS)
