@@ -17,28 +17,68 @@ _OPTIONS = {name: f"--{name}" for name in ("mode", "seed", "recipe", "preset")}
 def _setting(text):
     "(name, text) of KEY=VALUE; options have their own place"
     name, equals, value = text.partition("=")
+    name = name.strip()
     if not equals: raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     if name in _OPTIONS:
         raise argparse.ArgumentTypeError(f"give {_OPTIONS[name]} {value} in place of {text!r}")
-    return name.strip(), value
+    return name, value
+
+# %% ../nbs/machinery/cli.ipynb #c44b425b
+class _Settings(argparse.Action):
+    "Collects (name, text), over several `--set`; a name that comes twice is an error"
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        found = [*getattr(namespace, self.dest), *values]
+        names = [name for name, _ in found]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise argparse.ArgumentError(self, f"{twice[0]!r} comes twice")
+        setattr(namespace, self.dest, found)
+
+def _add_set(parser):
+    parser.add_argument("--set", nargs="*", default=[], type=_setting, action=_Settings,
+                        metavar="KEY=VALUE", help="further settings of the stage")
 
 # %% ../nbs/machinery/cli.ipynb #989e88c9
-def _as_texts(value):
-    "A value of a YAML file as the texts that would be typed"
-    if isinstance(value, dict):
-        return [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in value.items()]
-    return value if isinstance(value, list) else [] if value in ("", "null", "~") else [value]
+def _typed(value):
+    "A value of a table below a setting, whose texts are what they look like"
+    from affectgpt_r1.settings import read_value
+    if isinstance(value, dict): return {name: _typed(v) for name, v in value.items()}
+    return [_typed(v) for v in value] if isinstance(value, list) else read_value(value)
 
+def _as_text(value):
+    "The value of a setting in a YAML file as it would be typed; of a list, its type says more"
+    if isinstance(value, str): return value
+    if isinstance(value, dict): return json.dumps(_typed(value))
+    return json.dumps([v if isinstance(v, str) else _typed(v) for v in value])
+
+def _as_texts(value, what):
+    "A value of a YAML file as the texts that would be typed"
+    from affectgpt_r1.messages import shorten
+    if isinstance(value, dict): return [f"{k}={_as_text(v)}" for k, v in value.items()]
+    if isinstance(value, str): return [] if value in ("", "null", "~") else [value]
+    if all(isinstance(text, str) for text in value): return value
+    raise ValueError(f"{what} must be a list of texts or a table, not {shorten(value)}")
+
+# %% ../nbs/machinery/cli.ipynb #079adf32
 def _as_options(settings, options, what):
     "The options that a dict of a YAML file stands for; `options`: option -> action of a parser"
     from affectgpt_r1.settings import check_names, read_setting
     names = {option.removeprefix("--").replace("-", "_"): option for option in options}
     check_names([name.replace("-", "_") for name in settings], names, what)
     for name, value in settings.items():
-        option = names[name.replace("-", "_")]
-        if options[option].nargs != 0 and (texts := _as_texts(value)): yield from [option, *texts]
-        elif options[option].nargs == 0 and read_setting(f"{what}: {name}", value or "no", bool):
-            yield option
+        option, place = names[name.replace("-", "_")], f"{what}: {name}"
+        if options[option].nargs != 0 and (texts := _as_texts(value, place)):
+            yield from [option, *texts]
+        elif options[option].nargs == 0 and read_setting(place, value or "no", bool): yield option
+
+def _not_typed(settings, typed):
+    "The settings of a file without those that were typed after `--set`"
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--set", nargs="*", default=[], action="extend")
+    names = {text.partition("=")[0].strip() for text in parser.parse_known_args(typed)[0].set}
+    if isinstance(settings, dict): return {k: v for k, v in settings.items() if k not in names}
+    if not isinstance(settings, list): return settings
+    return [x for x in settings if str(x).partition("=")[0].strip() not in names]
 
 # %% ../nbs/machinery/cli.ipynb #1a68ea27
 def _with_config(args, commands):
@@ -46,14 +86,16 @@ def _with_config(args, commands):
     args = [x for arg in args
             for x in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if "--config" not in args[1:-1] or args[0] not in commands: return args
+    if args.count("--config") > 1: commands[args[0]].error("argument --config: give one file")
     from affectgpt_r1.settings import read_yaml
     i = args.index("--config")
-    settings, file = read_yaml(args[i + 1]) or {}, args[i + 1]
+    settings, file, typed = read_yaml(args[i + 1]) or {}, args[i + 1], args[1:i] + args[i + 2:]
     if not isinstance(settings, dict): raise ValueError(f"{file}: is no table of options")
+    if "set" in settings: settings |= dict(set=_not_typed(settings["set"], typed))
     actions = [a for a in commands[args[0]]._actions if a.dest not in ("config", "help")]
     options = {option: a for a in actions for option in a.option_strings}
     what = f"{file}: the command {args[0]}"
-    return [args[0], *_as_options(settings, options, what), *args[1:i], *args[i + 2:]]
+    return [args[0], *_as_options(settings, options, what), *typed]
 
 # %% ../nbs/machinery/cli.ipynb #1b1dfd30
 def _further(args, function, *taken):
@@ -179,10 +221,6 @@ def _stage(commands, name, function, text):
     parser.add_argument("--seed", default=0, type=int)
     _add_set(parser)
     return parser
-
-def _add_set(parser):
-    parser.add_argument("--set", nargs="*", default=[], type=_setting, action="extend",
-                        metavar="KEY=VALUE", help="further settings of the stage")
 
 # %% ../nbs/machinery/cli.ipynb #1483a50d
 def _add_data(parser):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from transformers import SchedulerType
 
 from .inference import max_reply_tokens
 from .settings import read_settings
@@ -149,7 +150,7 @@ def training_recipe(
 
 # %% ../nbs/machinery/recipes.ipynb #14276dda
 _STAGE_KINDS = dict(
-    mode=str, lora=bool | None | object, learning_rate=float, lr_scheduler_type=str,
+    mode=str, lora=bool | None | object, learning_rate=float, lr_scheduler_type=SchedulerType,
     warmup_steps=float, max_grad_norm=float, save_steps=float, seed=int,
     max_new_tokens=int | None)
 _KINDS = dict(   # stage -> setting -> type, of what recipes and stages know

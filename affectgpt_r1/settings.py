@@ -65,6 +65,14 @@ def _kinds(hint):
     plain = (bool, int, float, str, list, dict, type(None))
     return {kind if kind in plain else object}
 
+def _choices(hint):
+    "The values that a type hint lists, in a Literal or an enumeration; empty if there are none"
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal: return [*parts]
+    if origin in (typing.Union, types.UnionType): return sum(map(_choices, parts), [])
+    is_enum = isinstance(hint, type) and issubclass(hint, enum.Enum)
+    return [member.value for member in hint] if is_enum else []
+
 # %% ../nbs/machinery/settings.ipynb #307cfb5a
 _SWITCH = dict(true=True, yes=True, on=True, false=False, no=False, off=False)
 
@@ -82,6 +90,7 @@ def _plain(value, kinds):
     "A value in Python's plain types, where there is one: of numpy's numbers, paths, tuples"
     if type(value).__module__ == "numpy" and hasattr(value, "item"): value = value.item()
     if isinstance(value, os.PathLike) and str in kinds: return os.fspath(value)
+    if isinstance(value, enum.Enum) and str in kinds: return value.value
     if isinstance(value, float) and float not in kinds and value.is_integer(): return int(value)
     return value
 
@@ -99,6 +108,23 @@ def _fits(value, kinds):
     if isinstance(value, Sequence | set): return bool(kinds & {list, object})
     return type(value) in kinds or object in kinds and value is not None
 
+# %% ../nbs/machinery/settings.ipynb #553eaa38
+def _read_items(name, values, hint):
+    "A list whose texts are read by the type of its items, where the hint says one"
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    hints = typing.get_args(hint) if union else (hint,)
+    items = [typing.get_args(x)[0] for x in hints if typing.get_origin(x) is list]
+    if not items: return values
+    return [read_setting(f"{name}[{i}]", value, items[0]) if isinstance(value, str) else value
+            for i, value in enumerate(values)]
+
+def _asked(kinds, choices):
+    "What a setting has to be, in words"
+    listed = {type(choice) for choice in choices}
+    words = [f"one of {list_some(choices, 50)}"] if choices else []
+    words += [word for kind, word in _WORDS.items() if kind in kinds - listed]
+    return " or ".join(words)
+
 # %% ../nbs/machinery/settings.ipynb #4eb144fe
 def read_setting(
     name: str,    # Of the setting, for the error message
@@ -106,12 +132,13 @@ def read_setting(
     hint: Any,    # The types, as `int | None`
 ) -> Any:
     "The value of a setting; raises ValueError where it is of none of the types"
-    kinds = _kinds(hint)
+    kinds, choices = _kinds(hint), _choices(hint)
     read = _from_text(value, kinds) if isinstance(value, str) else value
     read = _plain(read, kinds)
-    if _fits(read, kinds): return read
-    asked = " or ".join(word for kind, word in _WORDS.items() if kind in kinds)
-    raise ValueError(f"{name} must be {asked}, not {shorten(value)}")
+    same = [choice for choice in choices if type(choice) is type(read)]
+    if not _fits(read, kinds) or same and read not in same:
+        raise ValueError(f"{name} must be {_asked(kinds, choices)}, not {shorten(value)}")
+    return _read_items(name, read, hint) if isinstance(read, list) else read
 
 # %% ../nbs/machinery/settings.ipynb #aab82f52
 def check_names(

@@ -163,7 +163,7 @@ def main():
     args = ap.parse_args()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    sizes = [(4, 8), (2, 16)] if args.tiny else [(8, 64), (4, 512)]
+    sizes = [(4, 12), (2, 16)] if args.tiny else [(8, 64), (4, 512)]
     meter, start = Meter(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         corpus = make_toy_corpus(Path(folder) / "corpus", preset="tiny", seed=0, progress=False)

@@ -22,6 +22,7 @@ from affectgpt_r1.grpo import _check_clips, read_completions, train_grpo
 from affectgpt_r1.modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from affectgpt_r1.parts import remember_source, source_hash
 from affectgpt_r1.processing import make_prompt
+from affectgpt_r1.recipes import stage_settings
 from affectgpt_r1.rewards import accuracy_reward, make_rewards
 from affectgpt_r1.training import TrainingStopped
 from affectgpt_r1.wheels import EmotionWheels
@@ -224,22 +225,22 @@ def constant(*values):
         ("grpo", dict(num_prompts=3, generation_batch_size=36), "generation_batch_size is too"),
         ("grpo", dict(num_prompts=9), "num_prompts is too large: one sampling takes 9 clips"),
         ("grpo", dict(steps=0), "steps is 0; it must be a whole number"),
-        ("grpo", dict(steps=2.5), "steps is 2.5"),
+        ("grpo", dict(steps=2.5), "steps must be a whole number, not 2.5"),
         ("grpo", dict(micro_batch=0), "micro_batch is 0"),
         ("grpo", dict(max_new_tokens=2), "takes 4: every answer would be cut"),
         ("grpo", dict(learning_rate=0.), "learning_rate is 0.0: nothing would be learnt"),
         ("grpo", dict(rewards=([constant(1.)], [0.])), "no reward counts"),
         ("grpo", dict(rewards=([], [])), "no reward counts"),
-        ("grpo", dict(sead=1), "no setting is called sead"),
-        ("grpo", dict(epochs=1), "no setting is called epochs"),
-        ("grpo", dict(gradient_checkpointing="False"), "is 'False'; it must be bool"),
-        ("grpo", dict(mask_truncated_completions="True"), "is 'True'; it must be bool"),
-        ("grpo", dict(beta="0.1"), "beta is '0.1'; it must be float"),
-        ("grpo", dict(learning_rate=None), "learning_rate is None"),
-        ("sft", dict(shuffle_labels="False"), "is 'False'; it must be bool"),
-        ("sft", dict(lora="None"), "lora is 'None'"),
+        ("grpo", dict(sead=1), "has no setting 'sead'; did you mean 'seed'"),
+        ("grpo", dict(epochs=1), "'grpo' has no setting 'epochs'; it has"),
+        ("grpo", dict(gradient_checkpointing="maybe"), "checkpointing must be true or f"),
+        ("grpo", dict(mask_truncated_completions=1), "completions must be true or false"),
+        ("grpo", dict(beta="0,1"), "beta must be a number, not '0,1'"),
+        ("grpo", dict(learning_rate=None), "learning_rate must be a number, not None"),
+        ("sft", dict(shuffle_labels="0"), "labels must be true or false, not '0'"),
+        ("sft", dict(lora="non"), "lora must be true or false or none"),
         ("sft", dict(max_steps=0), "max_steps is 0"),
-        ("sft", dict(learning_rate=float("nan")), "learning_rate is nan"),
+        ("sft", dict(learning_rate=float("nan")), "learning_rate must be a number, not nan"),
         ("sft", dict(batch_size=16, dataloader_drop_last=True), "a batch takes 16 clips"),
     ],
 )
@@ -248,6 +249,18 @@ def test_settings_with_which_nothing_would_happen(toy, tmp_path, stage, settings
     with pytest.raises(ValueError, match=error):
         trained(toy, tmp_path / "out", stage, **settings)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stage, settings", [
+    ("grpo", dict(gradient_checkpointing=False, mask_truncated_completions=True, beta=.1)),
+    ("sft", dict(shuffle_labels=False, lora=None))])
+def test_a_text_of_the_right_kind_is_its_value(toy, stage, settings):
+    "`read_setting` reads texts by their types, so 'False' is False, and nothing has to be refused"
+    model, texts = small(toy)[0], {name: str(value) for name, value in settings.items()}
+    found = stage_settings(model, stage, None, texts)
+    assert found == stage_settings(model, stage, None, settings)
+    assert {name: (type(found[name]), found[name]) for name in settings} == {
+        name: (type(value), value) for name, value in settings.items()}
 
 
 def test_clips_are_counted_over_all_processes():

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import nbformat
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import SchedulerType
 
 from affectgpt_r1 import cli, recipes
 from affectgpt_r1.ablation import read_ablation
@@ -48,7 +50,7 @@ def test_shuffled_labels(text, value):
 
 @pytest.mark.parametrize("stage,name,text,value", [
     ("sft", "learning_rate", "1e-5", 1e-5), ("sft", "learning_rate", "1E-05", 1e-5),
-    ("sft", "epochs", "3", 3), ("sft", "epochs", ".5", .5), ("sft", "optim", "none", "none"),
+    ("sft", "epochs", "3", 3), ("sft", "epochs", ".5", .5), ("sft", "optim", "sgd", "sgd"),
     ("sft", "lora", "None", None), ("sft", "lora", "false", False),
     ("grpo", "penalty", "none", None), ("grpo", "penalty", "p3+1", "p3+1"),
     ("grpo", "steps", "1e3", 1000),
@@ -71,6 +73,39 @@ def test_values_by_type(stage, name, text, value):
 def test_values_of_another_type(stage, name, value, asked):
     with pytest.raises(ValueError, match=f"^{name} must be {asked}.*, not"):
         read_changes(stage, {name: value})
+
+
+@pytest.mark.parametrize("stage,name,near", [
+    ("sft", "lr_scheduler_type", "cosine"), ("grpo", "lr_scheduler_type", "linear"),
+    ("sft", "optim", "adamw_torch"), ("grpo", "save_strategy", "steps")])
+def test_words_of_a_list(stage, name, near):
+    "trl takes an enumeration or a text, and would find a wrong word when the model is loaded"
+    assert read_changes(stage, {name: near}) == {name: near}
+    with pytest.raises(ValueError, match=f"^{name} must be one of .*{near}.*, not '{near}x'"):
+        read_changes(stage, {name: near + "x"})
+
+
+@pytest.mark.parametrize("hint,choices", [
+    (Literal["linear", "cosine"], "linear, cosine"), (Literal["a"] | None, "a or none"),
+    (SchedulerType | str, "linear, cosine.*"), (Literal[1, 2] | bool, "1, 2 or true or false")])
+def test_choices(hint, choices):
+    with pytest.raises(ValueError, match=f"^x must be one of {choices}, not 'cosin'"):
+        read_setting("x", "cosin", hint)
+
+
+def test_members_of_an_enumeration():
+    assert read_setting("x", SchedulerType.COSINE, SchedulerType) == "cosine"
+    assert type(read_setting("x", SchedulerType.COSINE, SchedulerType | str)) is str
+    assert read_setting("x", "2", Literal[1, 2]) == 2
+    with pytest.raises(ValueError, match="x must be one of 1, 2, not 3"):
+        read_setting("x", 3, Literal[1, 2])
+
+
+def test_items_of_a_list():
+    assert read_changes("grpo", dict(reward_weights=["1", ".5"])) == dict(reward_weights=[1, .5])
+    assert read_changes("grpo", dict(report_to=["none", "1"])) == dict(report_to=["none", "1"])
+    with pytest.raises(ValueError, match="reward_weights\\[1\\] must be a number, not 'x'"):
+        read_changes("grpo", dict(reward_weights=[1, "x"]))
 
 
 @pytest.mark.parametrize("name,near", [
@@ -143,12 +178,52 @@ def test_yaml(monkeypatch, tmp_path, lora, changes):
                          run_name="on", epochs=2)
 
 
+NESTED = """
+set:
+  generation_kwargs: {do_sample: false, top_k: 5, words: [no, [1e-5]], none: null}
+  lora: {r: 8, modules: [q_proj]}
+  reward_weights: [1, 0.5]
+  report_to: [none]
+"""
+
+
+def test_below_the_first_level_of_yaml(monkeypatch, tmp_path):
+    "The text false is true in Python, so no value of a table stays a text that reads as another"
+    (tmp_path/"x.yaml").write_text(NESTED)
+    found = asked(monkeypatch, "grpo", "--config", str(tmp_path/"x.yaml"))
+    assert found["generation_kwargs"] == dict(do_sample=False, top_k=5, words=["no", [1e-5]],
+                                              none=None)
+    assert found["lora"] == dict(r=8, modules=["q_proj"])
+    assert found["reward_weights"] == [1, .5] and found["report_to"] == ["none"]
+
+
+@pytest.mark.parametrize("args,message", [
+    (["--set", "mode =think"], "give --mode think in place of 'mode =think'"),
+    (["--set", "steps=1", "steps=2"], "argument --set: 'steps' comes twice"),
+    (["--set", "steps=1", "--set", "steps =1"], "argument --set: 'steps' comes twice"),
+    (["--config", "a", "--config=b"], "argument --config: give one file")])
+def test_what_is_given_twice(capsys, args, message):
+    with pytest.raises(SystemExit): cli.main(["grpo", "--run-dir", "r", *args])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{steps: 3, beta: .1}", "[steps=3, beta=.1]"])
+def test_what_is_typed_wins_over_the_file(monkeypatch, tmp_path, text):
+    (tmp_path/"x.yaml").write_text(f"set: {text}")
+    args = ["grpo", "--config", str(tmp_path/"x.yaml")]
+    found = asked(monkeypatch, *args, "--set", "steps =5")
+    assert found["steps"] == 5 and found["beta"] == .1
+    assert asked(monkeypatch, *args)["steps"] == 3
+
+
 @pytest.mark.parametrize("text,message", [
     ("recipes: paper\n", "x.yaml: the command sft has no setting 'recipes'; did you mean 'recipe'"),
     ("learning_rate: 1e-5\n", "x.yaml: the command sft has no setting 'learning_rate'"),
     ("seed: 1\nseed: 2\n", "x.yaml, line 1: is no YAML: the key 'seed' comes twice"),
     ("set:\n  a: 1\n b: 2\n", "x.yaml, line 3: is no YAML"), ("- a\n", "is no table of options"),
-    ("lora: perhaps\n", "lora must be true or false, not 'perhaps'"), ("a: \u5f00", "no setting")])
+    ("lora: perhaps\n", "lora must be true or false, not 'perhaps'"),
+    ("set: [{steps: 3}]", "command sft: set must be a list of texts or a table, not .*steps"),
+    ("a: \u5f00", "no setting")])
 def test_yaml_faults(tmp_path, text, message):
     (tmp_path/"x.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
