@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from .endpoints import ChatEndpoint, ReplyCache
-from .fingerprints import short_hash
+from .fingerprints import json_hash, short_hash
 from .replies import UnreadReplyError, read_label_list
 
 # %% ../nbs/machinery/labellers.ipynb #2e05ecd1
@@ -72,6 +72,11 @@ class _Labeller:
 # %% ../nbs/machinery/labellers.ipynb #5fa39de1
 class EndpointLabels(_Labeller):
     "Labels of an answer, as a language model behind an OpenAI-compatible endpoint reads them"
+    @property
+    def fingerprint(self) -> str:
+        "A short hash of what decides its labels"
+        return json_hash([self.name, self.endpoint.url])
+
     def __call__(self, text: str) -> list[str]:
         "The labels that the model reads in `text`"
         key = short_hash(self.name, text)

@@ -9,18 +9,23 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import av
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile as sf
+import torch
 from conftest import ROOT
 
 from affectgpt_r1.endpoints import (
     ChatEndpoint, NoReplyError, NothingReadError, RefusedError, ReplyCache)
+from affectgpt_r1.fingerprints import function_hash
 from affectgpt_r1.judges import (
     EndpointJudge, bradley_terry, clip_parts, likelihood_judge, perception_reward)
+from affectgpt_r1.labellers import EndpointLabels
 from affectgpt_r1.media import read_waveform
 
 
@@ -645,3 +650,70 @@ def test_likelihood_judge_scores_each_text_once():
     assert judge(p, "a", "?") is None
     assert judge(p, "a", long) > .99 and judge(p, long, "a") < .01
     assert judge(p, "a", "bb") == pytest.approx(1 - judge(p, "bb", "a"))
+
+
+# the fingerprint of a reward
+
+@pytest.mark.parametrize("kind", [EndpointJudge, EndpointLabels])
+def test_the_settings_of_a_server_count(kind, tmp_path):
+    def hash_of(**more):
+        fields = dict(url="http://a:1/v1", model="small", cache=tmp_path/"c.jsonl", key="secret")
+        return function_hash(kind(**fields | more))
+    others = [dict(model="large"), dict(temperature=1), dict(extra_body={"a": 1}),
+              dict(max_tokens=9), dict(url="http://b:1/v1")]
+    if kind is EndpointJudge: others.append(dict(show=lambda row: []))
+    assert hash_of() == hash_of(key="other", workers=1, timeout=9)
+    assert len({hash_of(), *(hash_of(**more) for more in others)}) == 1 + len(others)
+
+
+@dataclass
+class Rule:
+    name: str
+    weight: object
+
+
+class Rewarder:
+    def __init__(self, weight): self.weight = weight
+    def __call__(self, completions): return [self.weight for _ in completions]
+
+
+def table(x): return pd.DataFrame({"a": [x]})
+
+
+@pytest.mark.parametrize("one,other", [
+    ({"a", "b"}, {"a", "c"}), (frozenset("a"), frozenset("b")), ([1], [2]), ({"a": 1}, {"a": 2}),
+    (np.ones(2), np.zeros(2)), (np.ones(2), np.ones((2, 1))), (np.float32(1), np.float32(2)),
+    (table(1), table(2)), (table("a"), table("b")), (table(1), table(1).set_index([[7]])),
+    (pd.Series([1], name="x"), pd.Series([2], name="x")), (re.compile("a"), re.compile("b")),
+    (re.compile("a"), re.compile("a", re.I)), (torch.ones(2), torch.zeros(2)), (range(3), range(4)),
+    (torch.ones(2).bfloat16(), torch.zeros(2).bfloat16()), (Rule("a", 1), Rule("a", 2)),
+    (shorter, said)])
+def test_what_a_reward_remembers_counts(one, other):
+    def remembered(x):
+        def reward(completions): return [x for _ in completions]
+        return reward
+    def default(x):
+        def reward(completions, x=x): return [x for _ in completions]
+        return reward
+    def deep(x): return Rewarder([Rule("a", (x,))])
+    for make in (remembered, default, Rewarder, deep):
+        assert function_hash(make(one)) == function_hash(make(one))
+        assert function_hash(make(one)) != function_hash(make(other))
+
+
+def test_the_order_of_a_set_does_not_count():
+    words = [f"word {i}" for i in range(50)]
+    assert function_hash(Rewarder(set(words))) == function_hash(Rewarder(set(words[::-1])))
+
+
+def test_what_a_module_next_to_it_holds_counts(tmp_path, monkeypatch):
+    (tmp_path/"helper_of_rewards.py").write_text("W, unused = 1, 2\n")
+    text = "import helper_of_rewards\ndef reward(x): return helper_of_rewards.W\n"
+    (tmp_path/"own_rewards.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    import helper_of_rewards
+    import own_rewards
+    before, helper_of_rewards.unused = function_hash(own_rewards.reward), 3
+    assert function_hash(own_rewards.reward) == before
+    helper_of_rewards.W = 5
+    assert function_hash(own_rewards.reward) != before
