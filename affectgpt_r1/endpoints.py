@@ -137,7 +137,7 @@ def _text_of(reply: str, complete: re.Pattern | None = None) -> str:
     except (ValueError, RecursionError): body = reply
     try: return read_completion(body, complete)
     except UnreadReplyError as error:
-        if error.kind in ("empty", "not a chat"): raise _TryAgain(str(error)) from None
+        if error.kind in ("empty", "not a chat", "failed"): raise _TryAgain(str(error)) from None
         raise   # cut, or refused: it would say the same again
 
 # %% ../nbs/machinery/endpoints.ipynb #1eba45a1
