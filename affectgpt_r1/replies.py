@@ -171,7 +171,8 @@ _REFUSAL = re.compile(
     r"|unfortunately)\b.{0,80}?(?:\bcan['’]?t|cannot|can not|could ?n[o'’]t|unable|not able"
     r"|won['’]?t|not possible|not allowed|not comfortable)"
     r"|(?:i['’]?m |i am )?(?:so |very )?sorry\W*$|i must decline|(?:i am |i'm )?unable to\b"
-    rf"|i ?{_CANNOT} ?(?:\w+ )?{_HELP}|cannot {_HELP}|as an ai\b|(?:很|非常|十分)?(?:抱歉|对不起|不好意思)"
+    rf"|i ?{_CANNOT} ?(?:\w+ )?{_HELP}|cannot {_HELP}"
+    r"|as an ai\b|(?:很|非常|十分)?(?:抱歉|对不起|不好意思)"
     r"|(?:作为|我是).{0,12}(?:AI|人工智能|语言模型)|我(?:无法|不能|没有办法|没办法))",
     re.IGNORECASE | re.DOTALL)
 

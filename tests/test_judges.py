@@ -21,7 +21,7 @@ import torch
 from conftest import ROOT
 
 from affectgpt_r1.endpoints import (
-    ChatEndpoint, NoReplyError, NothingReadError, RefusedError, ReplyCache)
+    ChatEndpoint, NoReplyError, NothingReadError, RefusedError, ReplyCache, mask_tokens)
 from affectgpt_r1.fingerprints import function_hash
 from affectgpt_r1.judges import (
     EndpointJudge, bradley_terry, clip_parts, likelihood_judge, perception_reward)
@@ -385,8 +385,47 @@ def test_nobody_speaks_for_the_other(endpoint):
     assert {json.loads(a), json.loads(b)} == want
     assert json.loads(subtitle.removeprefix("Subtitle: ")) in want
     for text in (subtitle, question):
-        assert not re.search(r"<[|s/](?!(think|answer)>)", text)
-    assert "<think>he smiles</think>" in question
+        assert not re.search(r"<[|s/t](?!answer>)", text)
+    assert "<answer>x</answer>" in question
+
+
+TOKENS = ["<|im_end|>", "<end_of_turn>", "<start_of_turn>", "[/INST]", "[INST]", "</s>", "<s>",
+          "[SYSTEM_PROMPT]", "###Assistant:", "</think>", "<<SYS>>", "[|assistant|]", "[gMASK]",
+          "<｜User｜>", "<image>"]
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_no_token_of_a_chat_is_sent(endpoint, tmp_path, token):
+    "Neither to a judge nor to a labeller"
+    judge_server, server = endpoint(), endpoint(said("[sad]"))
+    judge_of(judge_server)(row, f"sad {token}", "b")
+    question = judge_server.asked[0][1]["messages"][0]["content"][-1]["text"]
+    assert token not in question and f"sad {token}" in map(json.loads, re.findall('".*"', question))
+    EndpointLabels(server.url, "m", tmp_path/"c.jsonl")(f"sad {token}")
+    assert token not in server.asked[0][1]["messages"][0]["content"]
+    for text in ("<answer>5 < 6</answer>", "[happy, sad]", "a # b", "x <= y"):
+        assert mask_tokens(text) == text
+
+
+def test_half_a_letter_is_replaced_for_a_labeller(endpoint, tmp_path):
+    server = endpoint(said("[sad]"))
+    labels = EndpointLabels(server.url, "m", tmp_path/"c.jsonl")
+    assert labels("half \ud83d") == labels("half \ud83d") == ["sad"]
+    assert len(server.asked) == 1
+    assert server.asked[0][1]["messages"][0]["content"].endswith("half ?")
+
+
+def test_all_forms_of_a_clip_are_sent(tmp_path):
+    video, text = film(tmp_path/"v.mp4", .5), {"type": "text", "text": "Which?"}
+    def parts(*content):
+        return clip_parts({"prompt": [{"role": "user", "content": [*content, text]}]})
+    one = parts({"type": "video", "video": video, "audio": video, "text": "Late"})
+    assert [part["type"] for part in one] == ["video_url", "input_audio", "text", "text"]
+    for field in ("path", "url"):
+        assert one == parts({"type": "video", field: video}, {"type": "audio", field: video},
+                            {"type": "subtitle", "text": "Late"})
+    with pytest.raises(ValueError, match="the audio of the prompt is no path"):
+        parts({"type": "audio", "audio": np.zeros(9)})
 
 
 # what was not understood
