@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from .containers import check_file, media_streams
-from .media import read_waveform
+from .endpoints import mask_tokens
+from .media import is_missing, read_waveform
 
 # %% ../nbs/machinery/attachments.ipynb #455c7f08
 _KINDS_OF_VIDEO = (   # how a file begins -> what it is; the first that fits
@@ -63,11 +64,14 @@ def _sent_data(path: str, kind: str, size: int, changed: int) -> tuple[str, str]
     return named, base64.b64encode(data).decode()
 
 # %% ../nbs/machinery/attachments.ipynb #b480d922
+def _checked(path: str | Path, kind: str) -> str | Path:
+    "The same; raises ValueError where it is no path"
+    if isinstance(path, (str, Path)): return path
+    raise ValueError(f"a judge is sent files, but the {kind} of the prompt is no path")
+
 def _data(path: str | Path, kind: str) -> tuple[str, str]:
     "Media type and base64 of the video or the sound of a file"
-    if not isinstance(path, (str, Path)):
-        raise ValueError(f"a judge is sent files, but the {kind} of the prompt is no path")
-    found = os.stat(check_file(path))
+    found = os.stat(check_file(_checked(path, kind)))
     return _sent_data(str(path), kind, found.st_size, found.st_mtime_ns)
 
 # %% ../nbs/machinery/attachments.ipynb #9ac8b680
@@ -75,21 +79,20 @@ def quote_text(
     text: str,   # What a model or a person wrote
 ) -> str:        # One line
     "A text as a JSON string, without tokens that a chat template might know"
-    text = json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False)
-    return re.sub(r"<(?!/?(?:think|answer)>)", r"\\u003c", text)
+    quoted = json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False)
+    return mask_tokens(quoted, lambda sign: f"\\u{ord(sign):04x}")
 
 # %% ../nbs/machinery/attachments.ipynb #2da33500
-def _parts_of(part: dict) -> Iterator[dict]:
-    "One part of a prompt as OpenAI-style parts: video and audio as data, the subtitle quoted"
-    video, audio, text = part.get("video"), part.get("audio"), part.get("text")
-    if video:
+def _parts_of(clip: dict) -> Iterator[dict]:
+    "A clip as OpenAI-style parts: video and audio as data, the subtitle quoted"
+    video, audio, text = clip["video"], clip["audio"], clip["text"]
+    if not is_missing(video):
         url = "data:{};base64,{}".format(*_data(video, "video"))
         yield {"type": "video_url", "video_url": {"url": url}}
-    if audio and media_streams(audio)[1]:
+    if not is_missing(audio) and media_streams(_checked(audio, "audio"))[1]:
         data = {"data": _data(audio, "audio")[1], "format": "wav"}
         yield {"type": "input_audio", "input_audio": data}
-    if text and part.get("type") == "video": text = f"Subtitle: {quote_text(text)}"
-    if text: yield {"type": "text", "text": text}
+    if text: yield {"type": "text", "text": f"Subtitle: {quote_text(text)}"}
 
 # %% ../nbs/machinery/attachments.ipynb #6a249b43
 def clip_parts(
@@ -99,10 +102,11 @@ def clip_parts(
     if "prompt" not in row:
         raise KeyError("the judge needs the prompt, but the trainer gave none; "
                        "choose what the judge sees instead: EndpointJudge(…, show=…)")
-    messages = [{"content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"]
+    if isinstance(row["prompt"], str): return [{"type": "text", "text": row["prompt"]}]
+    from affectgpt_r1.chats import clip_in, text_in
     parts = []
-    for message in messages:
-        content = message["content"]
-        for part in [{"text": content}] if isinstance(content, str) else content:
-            parts += _parts_of(part)
+    for message in row["prompt"]:
+        clip, text = clip_in(message), text_in(message)
+        parts += [*_parts_of(clip)] if clip else []
+        if text: parts.append({"type": "text", "text": text})
     return parts

@@ -10,13 +10,17 @@ __all__ = ['short_hash', 'json_hash', 'file_hash', 'rows_hash', 'weights_hash', 
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import is_dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+
+import numpy as np
 
 from .processes import share_batches
 
@@ -124,8 +128,16 @@ def generation_hash(
 
 # %% ../nbs/machinery/fingerprints.ipynb #9b104f8f
 _PLAIN = (str, bytes, int, float, bool, type(None))
+_VALUES = (*_PLAIN, list, tuple, dict, set, frozenset, re.Pattern, np.ndarray, np.generic, partial)
 
 
+def _is_value(x):
+    "Does `x` hold something that is hashed, rather than code?"
+    if isinstance(x, _VALUES): return True
+    if isinstance(x, (type, ModuleType)): return False
+    return is_dataclass(x) or any(hasattr(x, name) for name in ("fingerprint", "to_numpy"))
+
+# %% ../nbs/machinery/fingerprints.ipynb #0a2b058e
 def _names_in(code: CodeType) -> Iterator[str]:
     "The names that a function uses, and those inside it"
     yield from code.co_names
@@ -141,15 +153,23 @@ def _text_of(x):
         return [code.co_code.hex(), repr(code.co_consts)] if code else repr(type(x))
 
 # %% ../nbs/machinery/fingerprints.ipynb #70d4c4db
+def _used_of(names, fields, module):
+    "Functions, classes and values among the fields of a module, by name"
+    there = {name: fields[name] for name in names if name in fields}
+    return {name: x for name, x in there.items() if _is_value(x)
+            or getattr(x, "__module__", None) == module and callable(x)}
+
+
 def _used_globals(f):
-    "Functions, classes and plain values of its own module that a function uses, by name"
-    there = {name: f.__globals__[name] for name in sorted(set(_names_in(f.__code__)))
-             if name in f.__globals__}
-    return {name: x for name, x in there.items()
-            if isinstance(x, (*_PLAIN, list, tuple, dict)) or hasattr(x, "fingerprint")
-            or getattr(x, "__module__", None) == f.__module__ and callable(x)}
+    "What a function uses of its own module, and of modules in the same folder"
+    names, fields = sorted(set(_names_in(f.__code__))), f.__globals__
+    folder = Path(fields.get("__file__") or "no folder/x").parent
+    near = [(name, fields[name]) for name in names if isinstance(fields.get(name), ModuleType)
+            and Path(getattr(fields[name], "__file__", None) or "").parent == folder]
+    helpers = {name: _used_of(names, vars(x), x.__name__) for name, x in near}
+    return _used_of(names, fields, f.__module__) | helpers
 
-
+# %% ../nbs/machinery/fingerprints.ipynb #0e439bb6
 def _function_parts(f, seen):
     "What decides what a function computes: its text, and all that it uses"
     cells = [cell.cell_contents for cell in f.__closure__ or ()]
@@ -159,12 +179,31 @@ def _function_parts(f, seen):
 # %% ../nbs/machinery/fingerprints.ipynb #10bfb50e
 def _object_parts(x, seen):
     "What is known of any other object"
-    if hasattr(x, "state_dict"): return weights_hash(x)
     if isinstance(x, type): return [x.__qualname__, _text_of(x)]
-    named = getattr(x, "fingerprint", None) or getattr(x, "name", None)
-    own = {k: repr(v) for k, v in getattr(x, "__dict__", {}).items() if isinstance(v, _PLAIN)}
-    text = _text_of(type(x)) if callable(x) else ""
-    return [type(x).__qualname__, named if isinstance(named, str) else own, text]
+    if hasattr(x, "state_dict"): return weights_hash(x)
+    named = getattr(x, "fingerprint", None)
+    if not (callable(x) or is_dataclass(x)): named = named or getattr(x, "name", None)
+    own = named if isinstance(named, str) else _own_values(x, seen)
+    return [type(x).__qualname__, own, _text_of(type(x)) if callable(x) else ""]
+
+
+def _own_values(x, seen):
+    "The values and functions that an object holds; its text where it has no such fields"
+    if not hasattr(x, "__dict__"): return "" if " at 0x" in repr(x) else repr(x)
+    own = {k: v for k, v in vars(x).items() if _is_value(v) or callable(v)
+           or hasattr(v, "detach") or not hasattr(v, "__dict__")}
+    return _parts(own, seen)
+
+# %% ../nbs/machinery/fingerprints.ipynb #b3bf7e60
+def _table_parts(x, seen):
+    "Type, shape and content of an array, a table or a tensor; of a table, the names too"
+    if hasattr(x, "detach"): x = x.detach().cpu()
+    names = [list(getattr(x, k)) for k in ("index", "columns") if hasattr(x, "to_numpy")
+             and hasattr(x, k)]
+    kind = [str(getattr(x, "dtype", "")), list(x.shape), _parts(names, seen)]
+    if hasattr(x, "detach"): x = x.double()   # numpy has no bfloat16
+    x = np.asarray(x)
+    return kind + [_parts(x.tolist(), seen) if x.dtype.hasobject else short_hash(x.tobytes())]
 
 # %% ../nbs/machinery/fingerprints.ipynb #fc738b6a
 def _parts(x, seen):
@@ -173,7 +212,12 @@ def _parts(x, seen):
     if id(x) in seen: return "as above"
     seen[id(x)] = x
     if isinstance(x, (list, tuple)): return [_parts(y, seen) for y in x]
+    if isinstance(x, (set, frozenset)): return sorted(json_hash(_parts(y, {**seen})) for y in x)
     if isinstance(x, dict): return [[repr(k), _parts(y, seen)] for k, y in x.items()]
+    if isinstance(x, re.Pattern): return [repr(x.pattern), x.flags]
+    if isinstance(x, np.generic): return [str(x.dtype), repr(x.item())]
+    if isinstance(x, np.ndarray) or hasattr(x, "to_numpy") or hasattr(x, "detach"):
+        return _table_parts(x, seen)
     if isinstance(x, partial): return [_parts(y, seen) for y in (x.func, x.args, x.keywords)]
     if isinstance(x, MethodType): return [_parts(y, seen) for y in (x.__func__, x.__self__)]
     return (_function_parts if isinstance(x, FunctionType) else _object_parts)(x, seen)

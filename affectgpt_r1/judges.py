@@ -21,7 +21,7 @@ import numpy as np
 
 from .attachments import clip_parts, quote_text
 from .endpoints import ChatEndpoint, NoReplyError, RefusedError, ReplyCache
-from .fingerprints import short_hash
+from .fingerprints import function_hash, json_hash, short_hash
 from .labels import completion_text
 from .replies import UnreadReplyError
 from .verdicts import read_verdict
@@ -157,6 +157,12 @@ class _CachedEndpoint:
 # %% ../nbs/machinery/judges.ipynb #dbf34458
 class EndpointJudge(_CachedEndpoint):
     "A judge behind an OpenAI-compatible endpoint"
+    @property
+    def fingerprint(self) -> str:
+        "A short hash of what decides its verdicts"
+        settings = self.endpoint.settings(self.max_tokens)
+        return json_hash([settings, self.endpoint.url, _QUESTION, function_hash(self.show)])
+
     def __call__(self, row: dict, a: str, b: str) -> float | None:
         "Probability that `a` is better, 0 or 1; None where there is no verdict"
         settings = self.endpoint.settings(self.max_tokens)

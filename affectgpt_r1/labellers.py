@@ -11,8 +11,8 @@ import re
 from functools import partial
 from pathlib import Path
 
-from .endpoints import ChatEndpoint, ReplyCache
-from .fingerprints import short_hash
+from .endpoints import ChatEndpoint, ReplyCache, mask_tokens
+from .fingerprints import json_hash, short_hash
 from .replies import UnreadReplyError, read_label_list
 
 # %% ../nbs/machinery/labellers.ipynb #2e05ecd1
@@ -34,7 +34,7 @@ def _is_list_reply(kept) -> bool:
 
 def _ask_for_labels(labeller, key: str, text: str) -> str:
     "A server's reply to the question for the labels in `text`"
-    question = LABELS_QUESTION.format(text=text.replace("<|", "< |"))   # no tokens of a chat
+    question = LABELS_QUESTION.format(text=mask_tokens(text))
     try: return labeller.endpoint.ask(question, labeller.max_tokens, _list_reply)
     except UnreadReplyError as error:
         line = json.dumps([key, "[…]"], ensure_ascii=False)
@@ -72,8 +72,13 @@ class _Labeller:
 # %% ../nbs/machinery/labellers.ipynb #5fa39de1
 class EndpointLabels(_Labeller):
     "Labels of an answer, as a language model behind an OpenAI-compatible endpoint reads them"
+    @property
+    def fingerprint(self) -> str:
+        "A short hash of what decides its labels"
+        return json_hash([self.name, self.endpoint.url])
+
     def __call__(self, text: str) -> list[str]:
         "The labels that the model reads in `text`"
-        key = short_hash(self.name, text)
+        key = short_hash(self.name, text.encode("utf-8", "replace"))   # of half letters, too
         ask = partial(_ask_for_labels, self, key, text)
         return read_label_list(self.cache.recall(key, ask, _is_list_reply))

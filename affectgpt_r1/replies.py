@@ -15,6 +15,7 @@ from typing import Any
 
 from .labels import parse_labels
 from .messages import shorten
+from .wheels import load_wheels
 
 # %% ../nbs/machinery/replies.ipynb #0c6d4ac1
 _KINDS = {   # why a reply is not understood -> (the sentence about it, what to change)
@@ -22,11 +23,14 @@ _KINDS = {   # why a reply is not understood -> (the sentence about it, what to 
     "cut": ("the reply was cut before its end", "raise max_tokens, or switch the thoughts off, for "
             "example with extra_body={'chat_template_kwargs': {'enable_thinking': False}}"),
     "refused": ("the model refuses", "take another model"),
+    "stopped": ("the server ended the reply before its end", "see to the server"),
+    "failed": ("the server sends an error in place of a reply", "see to the server"),
     "tool call": ("the model calls a tool instead of replying", "start the server without tools"),
     "no verdict": ("the reply prefers neither A nor B", "take a model that says only A or B"),
     "no list": ("the reply holds no list of words", "take a model that keeps to the question"),
     "not a chat": ("the reply is not a chat completion", "is this the address of a chat model?")}
 
+# %% ../nbs/machinery/replies.ipynb #f70fad54
 class UnreadReplyError(ValueError):
     "A reply that was not understood: `kind` says why, `cure` what to change"
     def __init__(
@@ -49,18 +53,35 @@ def _parts_text(content) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 # %% ../nbs/machinery/replies.ipynb #09237732
+_REASONS = {   # why a model stops -> what that means for its reply
+    "none stop eos eos_token end end_turn end_of_turn stop_sequence complete completed": "",
+    "tool_calls tool_call tool_use function_call": "tool call",
+    "length max_tokens max_output_tokens max_length model_length"
+    " model_context_window_exceeded": "cut",
+    "content_filter content_filtered safety refusal sensitive recitation blocklist"
+    " prohibited_content spii guardrail_intervened": "refused"}
+_ENDS = {reason: kind for reasons, kind in _REASONS.items() for reason in reasons.split()}
+
+def _check_error(body, choice):
+    "Raises UnreadReplyError where a server reports an error beside the reply"
+    if error := choice.get("error") or body.get("error"):
+        words = error.get("message") if isinstance(error, dict) else ""
+        raise UnreadReplyError("failed", str(words or error))
+
+# %% ../nbs/machinery/replies.ipynb #58e86004
 def _check_end(choice, message, complete):
     "Raises UnreadReplyError unless the model came to the end of a text"
-    reason = str(choice.get("finish_reason")).lower()
+    reason = str(choice.get("finish_reason") or None).lower().removeprefix("finish_reason_")
+    kind = _ENDS.get(reason, "stopped")
     said = message.get("content") or message.get("reasoning_content") or message.get("reasoning")
     words = str(said or "")[-280:]   # the end tells where it was cut
-    if message.get("refusal") or reason in ("content_filter", "safety", "refusal"):
+    if message.get("refusal") or kind == "refused":
         raise UnreadReplyError("refused", str(message.get("refusal") or words or reason))
     is_complete = complete and complete.search(words)
-    if reason in ("length", "max_tokens", "max_output_tokens") and not is_complete:
-        raise UnreadReplyError("cut", f"… {words}")
-    if calls := message.get("tool_calls") or message.get("function_call"):
-        raise UnreadReplyError("tool call", str(calls))
+    if kind == "cut" and not is_complete: raise UnreadReplyError("cut", f"… {words}")
+    if kind == "stopped": raise UnreadReplyError("stopped", f"{reason}: … {words}")
+    calls = message.get("tool_calls") or message.get("function_call")
+    if calls or kind == "tool call": raise UnreadReplyError("tool call", str(calls or words))
 
 # %% ../nbs/machinery/replies.ipynb #7c31141f
 def read_completion(
@@ -73,6 +94,7 @@ def read_completion(
         message = dict(choice["message"])
     except (LookupError, TypeError, ValueError):
         raise UnreadReplyError("not a chat", str(body)) from None
+    _check_error(body, choice)
     _check_end(choice, message, complete)
     text = _parts_text(message.get("content"))
     thoughts = message.get("reasoning_content") or message.get("reasoning")
@@ -81,7 +103,7 @@ def read_completion(
 
 # %% ../nbs/machinery/replies.ipynb #9405c182
 _THOUGHT = (r"(?:think|thinking|thoughts?|reasoning|reason|reflection|analysis|scratchpad|"
-            r"seed:think|inner_monologue)")
+            r"rationale|plan|cot|chain_of_thought|seed:think|inner_monologue)")
 _OPEN = rf"(?i:<{_THOUGHT}\b[^<>]*>|\[think\]|◁think▷|<\|?(?:begin_of_thought|start_thinking)\|?>)"
 _CLOSE = rf"(?i:</{_THOUGHT}\s*>|\[/think\]|◁/think▷|<\|?(?:end_of_thought|end_thinking)\|?>)"
 _PAIR = re.compile(rf"{_OPEN}.*?{_CLOSE}", re.DOTALL)
@@ -148,7 +170,9 @@ _REFUSAL = re.compile(
     r"\W*(?:(?:i['’]?m |i am |we are |my )?(?:\w+ )?(?:sorry|afraid|apologi[sz]e|apologies"
     r"|unfortunately)\b.{0,80}?(?:\bcan['’]?t|cannot|can not|could ?n[o'’]t|unable|not able"
     r"|won['’]?t|not possible|not allowed|not comfortable)"
-    rf"|i ?{_CANNOT} ?(?:\w+ )?{_HELP}|as an ai\b|(?:很|非常|十分)?(?:抱歉|对不起|不好意思)"
+    r"|(?:i['’]?m |i am )?(?:so |very )?sorry\W*$|i must decline|(?:i am |i'm )?unable to\b"
+    rf"|i ?{_CANNOT} ?(?:\w+ )?{_HELP}|cannot {_HELP}"
+    r"|as an ai\b|(?:很|非常|十分)?(?:抱歉|对不起|不好意思)"
     r"|(?:作为|我是).{0,12}(?:AI|人工智能|语言模型)|我(?:无法|不能|没有办法|没办法))",
     re.IGNORECASE | re.DOTALL)
 
@@ -187,33 +211,60 @@ def json_fields(
         else: yield from json_fields(item, name)
 
 # %% ../nbs/machinery/replies.ipynb #4f89e0fd
-_EMOTIONS = re.compile(r"(?:emotion|label|feeling|word)s?(?:[ _-]?(?:words?|labels?|list))?|"
-                       r"(?:answer|result|list|output|name)s?", re.IGNORECASE)
+_EMOTIONS = re.compile(r"(?:emotion|label|feeling)s?(?:[ _-]?(?:words?|labels?|list))?", re.I)
+_RESULTS = re.compile(r"(?:answer|result|list|output|name|word)s?", re.IGNORECASE)
 
+def _words_of(value) -> list[str] | None:
+    "The words in a JSON object; None where it has no field for them"
+    for name in (_EMOTIONS, _RESULTS):
+        found = list(json_fields(value, name))
+        lists = [x for x in found if isinstance(x, list) and all(isinstance(w, str) for w in x)]
+        if lists: return [word for some in lists for word in some]
+        if words := [x for x in found if isinstance(x, str)]: return words
+    return None
+
+# %% ../nbs/machinery/replies.ipynb #eb6437d9
+_JOINS = re.compile(r"[\s,;，、;\[\]\"']*(?:and|or|&|和)?[\s,\[\]\"']*", re.IGNORECASE)
+_CORRECTS = re.compile(r"\b(?:no|not|wait|actually|rather|instead|correct\w*|better|final(?:ly)?"
+                       r"|answer|list|result|so)\b|最终|答案|不", re.IGNORECASE)
+
+def _joined(text: str, lists: list[tuple[int, int, str]]) -> str | None:
+    "The words of the lists of a text, given as begin, end, words; None where it is not clear"
+    if not lists: return None
+    if len({words for *_, words in lists}) == 1: return lists[0][2]
+    kept, is_last = [lists[0]], True
+    for found in lists[1:]:
+        gap = text[kept[-1][1]:found[0]]
+        if _JOINS.fullmatch(gap): kept.append(found)
+        elif _CORRECTS.search(gap): kept, is_last = [found], False
+        else: return None
+    if not is_last and re.search(r"\w", text[kept[-1][1]:]): return None
+    return ", ".join(words for *_, words in kept if words.strip())
+
+# %% ../nbs/machinery/replies.ipynb #3492505c
 def _json_labels(text: str) -> str | None:
     "The words in the JSON objects of a text; None where there are none"
-    words = []
-    for *_, value in json_objects(text):
-        found = list(json_fields(value, _EMOTIONS))
-        lists = [x for x in found if isinstance(x, list) and all(isinstance(w, str) for w in x)]
-        if lists: words = lists[-1:]
-        else: words += [[x] for x in found if isinstance(x, str)]
-    return ", ".join(word for some in words for word in some) if words else None
+    found = [(start, end, _words_of(value)) for start, end, value in json_objects(text)]
+    lists = [(start, end, ", ".join(words)) for start, end, words in found if words is not None]
+    return _joined(text, lists)
 
 def _bracketed(text: str) -> str | None:
-    "The words of the only list in brackets, or of the one that ends a text"
-    lists = re.findall(r"\[([^\[\]]*)\]|\\boxed\{([^{}]*)\}", text)
-    lists = [a or b for a, b in lists if re.search(r"[^\W\d]", a + b) or not (a + b).strip(" \"'")]
-    ends = re.search(r"[\]}][\W_]*$", text)
-    return lists[-1] if lists and (len(set(lists)) == 1 or ends) else None
+    "The words of the lists in brackets; None where there are none, or it is not clear which counts"
+    found = re.finditer(r"\[([^\[\]]*)\]|\\boxed\{([^{}]*)\}", text)
+    lists = [(x.start(), x.end(), x[1] or x[2] or "") for x in found]
+    def is_list(words): return re.search(r"[^\W\d]", words) or not words.strip(" \"'")
+    return _joined(text, [x for x in lists if is_list(x[2])])
 
 # %% ../nbs/machinery/replies.ipynb #70a0a2a5
 _ITEM = re.compile(r"^\s*(?:[-*•·]|\d+[.)])\s*", re.MULTILINE)
-_NO_EMOTION = re.compile(r"\W*(?:none|no emotions?|n/?a|nothing|null|无|没有)\W*", re.IGNORECASE)
+_NO_EMOTION = re.compile(r"\W*(?:none|no (?:\w+ )?emotions?|n/?a|nothing|null|无"
+                         r"|没有(?:情绪|情感)?)\W*", re.IGNORECASE)
+_POLITE = re.compile(r"^\W*(?:sure|okay|ok|yes|certainly|of course|好的|当然)\b[\s!,.:，。！：]*",
+                     re.IGNORECASE)
 
 def _bare_list(text: str) -> str | None:
     "A text that is a list without brackets: one line of a few words each, or a bulleted list"
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in _POLITE.sub("", text).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].rstrip().endswith((":", "：")): lines = lines[1:]
     if len(lines) > 1 and not all(map(_ITEM.match, lines)): return None
     words = "\n".join(lines)
@@ -221,21 +272,46 @@ def _bare_list(text: str) -> str | None:
     items = re.split(r"[,，、;；\n]|\b(?:and|or)\b", _ITEM.sub("", words))
     return words if all(len(item.split()) <= 3 for item in items) else None
 
+# %% ../nbs/machinery/replies.ipynb #2e0907dd
+_CHINESE = re.compile("(?!无法|没有|没法|未|不[能清确知明可]|好的|是的|可以|当然|明白|抱歉)"
+                      "[\u4e00-\u9fff]{1,4}")
+_UNSAID = re.compile(
+    r"(?:word|emotion|label|feeling)[ _]?(?:\d+|[a-z])|(?:not|un)[ -]?(?:specified|mentioned|stated"
+    r"|clear|known|determined|sure)|(?:cannot|unable|insufficient|not enough) .*|error"
+    r"|未提及|未说明|无法.*|不确定|不清楚", re.IGNORECASE)
+
+def _known_labels(labels: list[str]) -> list[str]:
+    "The labels of a list without brackets that a wheel knows, and short Chinese ones"
+    rows = load_wheels().rows(labels)
+    return [label for label, row in zip(labels, rows)
+            if row or label == "neutral" or _CHINESE.fullmatch(label)]
+
+# %% ../nbs/machinery/replies.ipynb #0d8f470b
+def _clean_reply(answer: str) -> str:
+    "A reply in plain letters, without fences, headings, asides and what a model adds unasked"
+    text = unicodedata.normalize("NFKC", answer).replace("【", "[").replace("】", "]")
+    text = re.sub(r"\\text(?:bf|it|rm)?\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"```\w*|\[\s*\d[\d\s,]*\]", "", text)   # fences; numbers of footnotes
+    text = re.sub(r"(?<=\])\s*\([^()]*\)", "", text)
+    text = re.sub(r"(?<=\])\s*\n\W*Description:.*", "", text, flags=re.DOTALL)   # another example
+    return drop_sections(text, re.compile(r"\s*[\[{]"))
+
 # %% ../nbs/machinery/replies.ipynb #4641f75c
 def _labels_in(answer: str) -> list[str] | None:
     "The labels of a reply without thoughts; None where it holds no list"
-    text = unicodedata.normalize("NFKC", answer).replace("【", "[").replace("】", "]")
-    text = re.sub(r"```\w*|\[[\d\s,]+\]", "", text)   # fences; numbers of footnotes
-    text = drop_sections(text, re.compile(r"\s*[\[{]"))
+    text = _clean_reply(answer)
     words = _json_labels(text)
     if words is None and re.search(r"(?<!boxed){", text): return None   # other or torn JSON
     if words is None: words = _bracketed(text)
     bare = words is None
     if bare: words = None if re.search(r"[\[{]", text) else _bare_list(text)   # a torn list is none
     if words is None: return None
-    if _NO_EMOTION.fullmatch(words): return []
+    if _NO_EMOTION.fullmatch(words) or not bare and not words.strip(): return []
     labels = parse_labels(words)
-    return None if bare and not labels or any(len(x.split()) > 4 for x in labels) else labels
+    if any(map(_UNSAID.fullmatch, labels)): return None
+    if len(labels) == 1 and len(re.split(r"\W+", words)) > 6: return None   # a sentence
+    if bare: return _known_labels(labels) or None
+    return None if any(len(x.split()) > 4 for x in labels) else labels
 
 # %% ../nbs/machinery/replies.ipynb #28f38885
 def read_label_list(

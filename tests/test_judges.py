@@ -9,18 +9,23 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import av
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile as sf
+import torch
 from conftest import ROOT
 
 from affectgpt_r1.endpoints import (
-    ChatEndpoint, NoReplyError, NothingReadError, RefusedError, ReplyCache)
+    ChatEndpoint, NoReplyError, NothingReadError, RefusedError, ReplyCache, mask_tokens)
+from affectgpt_r1.fingerprints import function_hash
 from affectgpt_r1.judges import (
     EndpointJudge, bradley_terry, clip_parts, likelihood_judge, perception_reward)
+from affectgpt_r1.labellers import EndpointLabels
 from affectgpt_r1.media import read_waveform
 
 
@@ -380,8 +385,47 @@ def test_nobody_speaks_for_the_other(endpoint):
     assert {json.loads(a), json.loads(b)} == want
     assert json.loads(subtitle.removeprefix("Subtitle: ")) in want
     for text in (subtitle, question):
-        assert not re.search(r"<[|s/](?!(think|answer)>)", text)
-    assert "<think>he smiles</think>" in question
+        assert not re.search(r"<[|s/t](?!answer>)", text)
+    assert "<answer>x</answer>" in question
+
+
+TOKENS = ["<|im_end|>", "<end_of_turn>", "<start_of_turn>", "[/INST]", "[INST]", "</s>", "<s>",
+          "[SYSTEM_PROMPT]", "###Assistant:", "</think>", "<<SYS>>", "[|assistant|]", "[gMASK]",
+          "<｜User｜>", "<image>"]
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_no_token_of_a_chat_is_sent(endpoint, tmp_path, token):
+    "Neither to a judge nor to a labeller"
+    judge_server, server = endpoint(), endpoint(said("[sad]"))
+    judge_of(judge_server)(row, f"sad {token}", "b")
+    question = judge_server.asked[0][1]["messages"][0]["content"][-1]["text"]
+    assert token not in question and f"sad {token}" in map(json.loads, re.findall('".*"', question))
+    EndpointLabels(server.url, "m", tmp_path/"c.jsonl")(f"sad {token}")
+    assert token not in server.asked[0][1]["messages"][0]["content"]
+    for text in ("<answer>5 < 6</answer>", "[happy, sad]", "a # b", "x <= y"):
+        assert mask_tokens(text) == text
+
+
+def test_half_a_letter_is_replaced_for_a_labeller(endpoint, tmp_path):
+    server = endpoint(said("[sad]"))
+    labels = EndpointLabels(server.url, "m", tmp_path/"c.jsonl")
+    assert labels("half \ud83d") == labels("half \ud83d") == ["sad"]
+    assert len(server.asked) == 1
+    assert server.asked[0][1]["messages"][0]["content"].endswith("half ?")
+
+
+def test_all_forms_of_a_clip_are_sent(tmp_path):
+    video, text = film(tmp_path/"v.mp4", .5), {"type": "text", "text": "Which?"}
+    def parts(*content):
+        return clip_parts({"prompt": [{"role": "user", "content": [*content, text]}]})
+    one = parts({"type": "video", "video": video, "audio": video, "text": "Late"})
+    assert [part["type"] for part in one] == ["video_url", "input_audio", "text", "text"]
+    for field in ("path", "url"):
+        assert one == parts({"type": "video", field: video}, {"type": "audio", field: video},
+                            {"type": "subtitle", "text": "Late"})
+    with pytest.raises(ValueError, match="the audio of the prompt is no path"):
+        parts({"type": "audio", "audio": np.zeros(9)})
 
 
 # what was not understood
@@ -645,3 +689,70 @@ def test_likelihood_judge_scores_each_text_once():
     assert judge(p, "a", "?") is None
     assert judge(p, "a", long) > .99 and judge(p, long, "a") < .01
     assert judge(p, "a", "bb") == pytest.approx(1 - judge(p, "bb", "a"))
+
+
+# the fingerprint of a reward
+
+@pytest.mark.parametrize("kind", [EndpointJudge, EndpointLabels])
+def test_the_settings_of_a_server_count(kind, tmp_path):
+    def hash_of(**more):
+        fields = dict(url="http://a:1/v1", model="small", cache=tmp_path/"c.jsonl", key="secret")
+        return function_hash(kind(**fields | more))
+    others = [dict(model="large"), dict(temperature=1), dict(extra_body={"a": 1}),
+              dict(max_tokens=9), dict(url="http://b:1/v1")]
+    if kind is EndpointJudge: others.append(dict(show=lambda row: []))
+    assert hash_of() == hash_of(key="other", workers=1, timeout=9)
+    assert len({hash_of(), *(hash_of(**more) for more in others)}) == 1 + len(others)
+
+
+@dataclass
+class Rule:
+    name: str
+    weight: object
+
+
+class Rewarder:
+    def __init__(self, weight): self.weight = weight
+    def __call__(self, completions): return [self.weight for _ in completions]
+
+
+def table(x): return pd.DataFrame({"a": [x]})
+
+
+@pytest.mark.parametrize("one,other", [
+    ({"a", "b"}, {"a", "c"}), (frozenset("a"), frozenset("b")), ([1], [2]), ({"a": 1}, {"a": 2}),
+    (np.ones(2), np.zeros(2)), (np.ones(2), np.ones((2, 1))), (np.float32(1), np.float32(2)),
+    (table(1), table(2)), (table("a"), table("b")), (table(1), table(1).set_index([[7]])),
+    (pd.Series([1], name="x"), pd.Series([2], name="x")), (re.compile("a"), re.compile("b")),
+    (re.compile("a"), re.compile("a", re.I)), (torch.ones(2), torch.zeros(2)), (range(3), range(4)),
+    (torch.ones(2).bfloat16(), torch.zeros(2).bfloat16()), (Rule("a", 1), Rule("a", 2)),
+    (shorter, said)])
+def test_what_a_reward_remembers_counts(one, other):
+    def remembered(x):
+        def reward(completions): return [x for _ in completions]
+        return reward
+    def default(x):
+        def reward(completions, x=x): return [x for _ in completions]
+        return reward
+    def deep(x): return Rewarder([Rule("a", (x,))])
+    for make in (remembered, default, Rewarder, deep):
+        assert function_hash(make(one)) == function_hash(make(one))
+        assert function_hash(make(one)) != function_hash(make(other))
+
+
+def test_the_order_of_a_set_does_not_count():
+    words = [f"word {i}" for i in range(50)]
+    assert function_hash(Rewarder(set(words))) == function_hash(Rewarder(set(words[::-1])))
+
+
+def test_what_a_module_next_to_it_holds_counts(tmp_path, monkeypatch):
+    (tmp_path/"helper_of_rewards.py").write_text("W, unused = 1, 2\n")
+    text = "import helper_of_rewards\ndef reward(x): return helper_of_rewards.W\n"
+    (tmp_path/"own_rewards.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    import helper_of_rewards
+    import own_rewards
+    before, helper_of_rewards.unused = function_hash(own_rewards.reward), 3
+    assert function_hash(own_rewards.reward) == before
+    helper_of_rewards.W = 5
+    assert function_hash(own_rewards.reward) != before

@@ -238,6 +238,30 @@ def test_completions(reply, want):
     assert reader(read_completion)(reply) == want
 
 
+@pytest.mark.parametrize("reason,kind", [
+    *[(x, "A") for x in (None, "", "stop", "STOP", "FINISH_REASON_STOP", "eos_token", "end_turn",
+                         "stop_sequence", "COMPLETE", "completed")],
+    *[(x, "cut") for x in ("length", "model_length", "FINISH_REASON_MAX_TOKENS", "max_length")],
+    *[(x, "refused") for x in ("content_filtered", "sensitive", "RECITATION", "SAFETY")],
+    *[(x, "stopped") for x in ("abort", "error", "network_error", "insufficient_system_resource")],
+    ("tool_calls", "tool call")])
+def test_only_a_known_end_is_an_end(reason, kind):
+    assert reader(read_completion)(body("A", reason)) == kind
+    if kind == "stopped":
+        with pytest.raises(UnreadReplyError, match=f"{reason}.*A"):
+            read_completion(body("A", reason))
+
+
+@pytest.mark.parametrize("error", ["Provider is down", {"message": "Provider is down", "code": 5}])
+def test_an_error_beside_a_reply(error):
+    inside, beside = body("A", "stop"), body("A", "stop") | {"error": error}
+    inside["choices"][0]["error"] = error
+    for reply in (inside, beside):
+        with pytest.raises(UnreadReplyError, match="an error in place.*: 'Provider is down'"):
+            read_completion(reply)
+    assert read_completion(body("A") | {"error": None}) == "A"
+
+
 def test_a_reply_may_be_complete_although_it_was_cut():
     end = re.compile(r"]$")
     assert read_completion(body("[happy]", "length"), end) == "[happy]"
@@ -275,8 +299,32 @@ def test_the_error_quotes_the_reply():
     ("Reasoning: she smiles [laughing].\n\nAnswer: [happy]", ["happy"]),
     ("Reasoning: she smiles [laughing].\n\n[happy]", ["happy"]),
     ("[The person is happy because she won the prize]", "no list"),
-    ("<answer>[happy]</answer>", ["happy"]), ("[[happy, sad]]", ["happy", "sad"])])
+    ("<answer>[happy]</answer>", ["happy"]), ("[[happy, sad]]", ["happy", "sad"]), ("[ ]", []),
+    ("[happy], [sad]", ["happy", "sad"]), ("[happy, sad] (see [the smile])", ["happy", "sad"]),
+    ('[{"person": "man", "emotions": ["happy"]}, {"person": "woman", "emotions": ["sad"]}]',
+     ["happy", "sad"]),
+    ('{"people": [{"emotions": ["happy"]}, {"emotions": ["sad"]}]}', ["happy", "sad"]),
+    ('{"words": ["she smiles"], "emotions": ["happy"]}', ["happy"]),
+    ('{"emotions": ["angry"]} Wait, no: {"emotions": ["happy"]}', ["happy"]),
+    ("Happy [joy], sad [grief]", "no list"), ("[happy]\n[sad]", ["happy", "sad"]),
+    ("[happy, sad]\n\nDescription: She shouts.\n[angry]", ["happy", "sad"]),
+    ("\\boxed{\\text{happy}, \\text{sad}}", ["happy", "sad"]),
+    ("Sure! happy, sad", ["happy", "sad"]), ("neutral", ["neutral"]),
+    ("content, happy", ["content", "happy"]), ("没有情绪", []), ("[no clear emotion]", []),
+    ("[flabbergasted, zonked]", ["flabbergasted", "zonked"])])
 def test_lists_of_words(text, want): assert labels(text) == want
+
+
+@pytest.mark.parametrize("text", [
+    "Sorry.", "I'm sorry.", "I don't know", "OK", "Yes", "Sure!", "I must decline.",
+    "Cannot answer", "Unable to comply", "Rate limit exceeded", "Internal server error",
+    "Not enough information", "无法确定", "未提及", "Je suis désolé", "[not specified]",
+    "[word1, word2]", "[happy, not specified]", "Unclear.", "[emotion1]", "好的"])
+def test_phrases_are_no_labels(text): assert labels(text) in ("no list", "refused")
+
+
+@pytest.mark.parametrize("tag", ["plan", "cot", "rationale", "scratchpad", "Reasoning"])
+def test_tags_of_thoughts(tag): assert labels(f"<{tag}>[angry]</{tag}>\n[happy]") == ["happy"]
 
 
 @pytest.mark.parametrize("text", [
