@@ -109,7 +109,8 @@ def _with_sign(found):
 
 # %% ../nbs/machinery/fields.ipynb #41db59bd
 _PART = r"(?:[^,;:.\n|=(){}\[\]\x01\x02]|\.(?!\s)){0,60}"
-_ZERO = re.compile(rf"{_PART}\w{_PART}[ \t(\[|=]{{0,9}},{NO_SCORE},|,{NO_SCORE},[ \t]*\w{_PART}")
+_ZERO = re.compile(rf"(?:^|(?<=[,;:.\n|=(){{}}\[\]\x01\x02]))[ \t*_\"'#-]{{0,9}}\w{_PART}"
+                   rf"[ \t(\[|=]{{0,9}},{NO_SCORE},|,{NO_SCORE},[ \t]{{0,9}}\w{_PART}")
 
 def _without_zeros(text):
     "`text` without the words that have a score of zero, where no colon is between"

@@ -76,6 +76,12 @@ def test_a_clean_list_comes_back(words):
     assert parse_labels(f"[{', '.join(words)}].") == words
 
 
+def test_a_long_text_before_a_score_of_zero_takes_no_long_time():
+    started = time.process_time()
+    for text in ("x"*30_000 + " 0%", "word "*6000 + "- 0%", "sad 0% "*6000): parse_labels(text)
+    assert time.process_time() - started < 2
+
+
 @pytest.mark.parametrize("tag", ["<think>", "</think>", "<answer>", "</answer>"])
 def test_a_target_whose_words_hold_a_tag_is_refused(tag):
     thought = f"He cries. {tag} Why?"
