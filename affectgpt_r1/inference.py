@@ -218,8 +218,10 @@ def _prediction_html(said):
     probability = pd.Series(said.probabilities, dtype=float)
     table = said.sectors.drop(columns="wheels").assign(probability=probability)
     there = ", ".join(name for name, was_there in said.used.items() if was_there) or "nothing"
-    text = f"<p>{html.escape(said.reply)}</p><p>from {html.escape(there)}</p>"
-    return text + table.astype(object).fillna("").to_html(float_format="{:.3f}".format)
+    table = table.astype(object).fillna("").to_html(float_format="{:.3f}".format)
+    page = f"<p>{html.escape(said.reply)}</p><p>from {html.escape(there)}</p>{table}"
+    page = page.encode("utf-8", "replace").decode()   # half a surrogate pair cannot be shown
+    return f'<div class="tex2jax_ignore mathjax_ignore">{page}</div>'   # a $ is no formula here
 
 # %% ../nbs/machinery/inference.ipynb #b98e01eb
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .fields import mark_reasons, read_fields
+from .fields import mark_fields, mark_reasons, read_fields
 from .markup import mark_scores, normal_letters, plain_text
 from .messages import shorten
 
@@ -60,13 +60,14 @@ _SEPARATORS = re.compile(
     r"""[\[\]{}()<>"*#|/\\,;:&+~=%$^@!?\x00-\x1f\x7f]+   # never part of a label
     |(?<!\w)'|'(?!\w)                 # quotes, but not the apostrophe inside a word
     |(?<![.])[.]+(?=\s|,|$)            # the end of a sentence
-    |(?:^|(?<=\s))(?:\d+\s*[.)]|-+)(?=\s|$) # numbering and bullets
+    |(?:^|(?<=\s))(?:\d+\s*[.)](?!\d)|-+(?=\s|$)) # numbering and bullets
     |[ ](?:and|or|but|as\ well\ as|along\ with)(?=[ ])
     """, re.VERBOSE)
 _CHINESE_AND = re.compile(
     r"(?:以及|并且|而且|或者|还有|同时|(?<=[\u4e00-\u9fff]{2})(?:"
-    r"(?<![温缓随柔祥谦暖附])(?<!(?<!不)平)和(?![蔼谐睦煦])|(?<!参)与(?![众世])))"
-    r"(?=[\u4e00-\u9fff]{2})")
+    r"(?<![温缓随柔祥谦暖附])(?<!(?<!不)平)和(?![蔼谐睦煦])|(?<!参)与(?![众世])|或(?!许)"
+    r"|(?<![不顾涉普波危触提])及(?![时格其早])))(?=[\u4e00-\u9fff]{2})")
+_CHINESE_BOTH = re.compile(r"[他她]?既([\u4e00-\u9fff]{2,6}?)又(?=[\u4e00-\u9fff]{2})")
 _NO_LABEL = {"None", "NaN", "Null", "NULL", "N/A", "n/a", "No emotion", "no emotion",
              "No emotions", "no emotions", "无"}   # but not `none`: a clean list must come back
 
@@ -86,9 +87,17 @@ _TEMPLATE = re.compile(
      |(?:he|she|they|i)\s+{_SEEMS}
      |i'm|(?:he|she)'s|they're|it\ is|there\ is|it\ seems
     )\s+(?:to\ be\s+|being\s+|feeling\s+)*""", re.VERBOSE)
-_LEAD = re.compile(rf"^(?:and|or|but|also|then|both|{_MAYBE}|feeling|feelings of|"
-                   r"a (?:sense|feeling|hint|mix|mixture|combination) of|\d+)\s+")
-_TAIL = re.compile(r"\s+(?:because|due to|owing to)\b.*|\s+(?:and|or)$")
+_LEAD = re.compile(rf"^(?:and|or|but|also|then|both|either|{_MAYBE}|feeling|feelings of|"
+                   r"a (?:sense|feeling|hint) of|(?:a )?(?:mix|mixture|combination) of|\d+)\s+")
+_TAIL = re.compile(r"\s+(?:because|due to|owing to)\b.*|\s+(?:and|or)$|(?:因为|由于).+")
+
+# %% ../nbs/01_labels.ipynb #430709fb
+_CHINESE_TEMPLATE = re.compile(
+    r"""^(?:(?:[^\W\d_a-z]{0,8}的)?(?:主要)?(?:情绪|情感|心情|感受)(?:状态|标签)?(?:可能|应该|似乎)?
+       (?:是|为(?!难)|包括)
+     |(?:他们|她们|我们|[他她我]|人物|角色|主角|说话人|[男女](?:人|性|子|孩))(?:可能|应该|似乎|也|正)?
+       (?:感到|感觉到|显得|觉得|看起来|表现出|是)
+     |感到|(?:可能|应该|似乎)是)(?=[\u4e00-\u9fff])""", re.VERBOSE)
 
 # %% ../nbs/01_labels.ipynb #c011
 def _clean_label(part):
@@ -96,19 +105,20 @@ def _clean_label(part):
     label = " ".join(part.split()).strip(" .-_'")
     while (shorter := _LEAD.sub("", _TEMPLATE.sub("", label))) != label:
         label = shorter
+    if not label.isascii(): label = _CHINESE_TEMPLATE.sub("", label)
     return _TAIL.sub("", label).strip(" .-_'")
 
 # %% ../nbs/01_labels.ipynb #72e12dc8
 def _read_parts(text):
     "The labels of a text in which no colon has a meaning"
-    if not text.isascii(): text = _CHINESE_AND.sub(",", text)
+    if not text.isascii(): text = _CHINESE_AND.sub(",", _CHINESE_BOTH.sub(r",\1,", text))
     cleaned = map(_clean_label, _SEPARATORS.split(text.replace('"', " ")))
     return [label for label in cleaned if any(map(str.isalpha, label))]
 
 def _read_text(text):
     "The labels of a text, each as often as it is written"
     if text.strip(" .,[]'\"\n") in _NO_LABEL: return []
-    text = mark_reasons(mark_scores(plain_text(text)))
+    text = mark_reasons(mark_fields(mark_scores(plain_text(text))))
     text = re.sub(r'"\s*"', ",", text) if '"' in text else text
     text = normal_letters(text)
     labels = read_fields(text, _read_parts) if ":" in text else _read_parts(text)

@@ -14,7 +14,10 @@ import unicodedata
 # %% ../nbs/machinery/markup.ipynb #8f14e343
 _EARLY = str.maketrans(dict.fromkeys("…‥⋯！？", ",") | dict.fromkeys("´’‘‛′ʼ＇‚", "'")
                        | dict.fromkeys(map(chr, [*range(0x2460, 0x249c), *range(0x2776, 0x2794)]),
-                                       ","))   # ① and ⒈, before they become digits
+                                       ",")   # ① and ⒈, before they become digits
+                       | dict.fromkeys("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", ""))   # the number of a footnote
+_COUNTED = re.compile(   # 1、 and 一、, before the sign becomes a comma
+    r"(?<![0-9A-Za-z.])[0-9]{1,2}、|(?:^|(?<=\s))[一二三四五六七八九十]{1,3}、(?=[^\W\d_]{2})")
 _MEANT = {"İ": "I", "‐": "-", "−": "-", "∶": ":", "՚": "'", "׳": "'", "’": "'", "‘": "'",
           "„": '"', "〝": '"', "〞": '"', "「": '"', "」": '"', "『": '"', "』": '"',
           "《": '"', "》": '"', "〈": '"', "〉": '"', "→": " -> ", "⇒": " -> "}
@@ -37,6 +40,7 @@ _CHARACTERS = _Characters()
 
 def _plain_characters(text):
     "`text` in its normal form, with separators, quotes and apostrophes in ASCII"
+    if "、" in text: text = _COUNTED.sub(",", text)
     text = re.sub("\\d\ufe0f?\u20e3", ",", text).translate(_EARLY)   # a keycap
     return unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
 
@@ -70,6 +74,17 @@ def unescape_entities(
     if "&" not in text: return text
     return _ENTITY.sub(lambda entity: html.unescape(f"&{entity[1]};"), text)
 
+# %% ../nbs/machinery/markup.ipynb #dff78066
+_ATTRIBUTE = re.compile(r"(?<![\w-])(?:name|label|value|emotion|word|score|probability|confidence)"
+                        r"\s*=\s*(?:\"([^\"]*)\"|'([^']*)')", re.IGNORECASE)
+
+def _said_inside(rest):
+    "What the attributes of a tag say, numbers last: `happy (0.8)`"
+    values = [one or other for one, other in _ATTRIBUTE.findall(rest)]
+    numbers = [value for value in values if re.match(r"[-+.\d]", value)]
+    words = [value for value in values if value not in numbers]
+    return " ".join([*words, *(f"({number})" for number in numbers)])
+
 # %% ../nbs/machinery/markup.ipynb #df0c7bd2
 _TAG_NAMES = set(
     "a b i u s p q br em hr ol ul li dl dt dd tr td th div pre sub sup col img font span code "
@@ -81,22 +96,24 @@ _TURN = re.compile(r"<\|?(?:im_start|start_header_id|start_of_turn)\|?>\s*"
                    r"(?:system|user|assistant|model)\b", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)(\w+)((?:[\s/][^<>]{0,200})?)>")
 
+# %% ../nbs/machinery/markup.ipynb #23f55cda
 def _without_tags(text):
     "`text` with a comma in place of each tag and token"
     closed = {name for slash, name, _ in _TAG.findall(text) if slash}
     def plain(tag):
         slash, name, rest = tag.groups()
         is_tag = slash or rest or "_" in name or name in closed or name.lower() in _TAG_NAMES
-        return "," if is_tag else f",{name},"
+        if is_tag: return "," if name.lower() in _TAG_NAMES else f",{_said_inside(rest)},"
+        return f",{name},"
     return _TAG.sub(plain, _TOKEN.sub(",", _TURN.sub(",", text)))
 
 # %% ../nbs/machinery/markup.ipynb #91665f7b
 _TABLE_HEAD = re.compile(r"^[^\n]*\|[^\n]*\n[ \t]*\|?[ \t]*:?-{2,}[-:| \t]*$", re.MULTILINE)
 _OPTION = re.compile(
     r"(?:^|(?<=[\n,;*|]))[ \t]*"
-    r"(?:[(\[][a-zA-Z][)\]]|(?:[Oo]ption[ \t]+)?[a-zA-Z][.):\]])[*_]*[ \t]+(?=\S)"
-    r"|(?<=\s)(?:[(\[][a-zA-Z][)\]]|[A-Z][.)])[ \t]+(?=\w)")
-_LETTER = re.compile(r"\b[a-zA-Z][.):\]]")   # quick to look for: no option is without one
+    r"(?:[(\[][a-zA-Z][)\]]|(?:(?:[Oo]ption[ \t]+)?[a-zA-Z]|[IVX]{2,4}|[ivx]{2,4})[.):\]])"
+    r"[*_]*[ \t]+(?=\S)|(?<=\s)(?:[(\[][a-zA-Z][)\]]|[A-Z][.)]|[a-z]\))[ \t]+(?=\w)")
+_OPTION_END = re.compile(r"[.):\]][*_ \t]")   # quick to look for: no option is without one
 _ROUND_FACE = re.compile(r"(?<!\S)[:;=][-'^]?[()DPpO3](?!\w)")
 _LINK = re.compile(r"(?<=\])\([^()\s]*\)|https?://\S+")
 
@@ -117,12 +134,13 @@ def plain_text(
     if "](" in text or "://" in text: text = _LINK.sub(",", text)
     if "--" in text and "|" in text: text = _TABLE_HEAD.sub("", text)
     if ":" in text or "=" in text or ";" in text: text = _ROUND_FACE.sub(",", text)
-    return _OPTION.sub(",", text) if _LETTER.search(text) else text
+    return _OPTION.sub(",", text) if _OPTION_END.search(text) else text
 
 # %% ../nbs/machinery/markup.ipynb #e8044456
 SCORE, NO_SCORE = "\x01", "\x02"   # in place of a score; in place of a score of zero
 
 # %% ../nbs/machinery/markup.ipynb #c1ecfec4
+_DIGIT = re.compile(r"\d")
 _NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)"
 _SCORE = re.compile(
     rf"""(?:\b(?:confidence|probability|score|intensity)\b[ ]*(?:of\b|:|=|is\b)?[ ]*)?
@@ -131,20 +149,15 @@ _SCORE = re.compile(
        |(?<=[:=(])\s*(?P<whole>\d+)(?![\w.:]))
       (?:\s*\b(?:confidence|confident|certain|certainty|probability|likely|sure)\b)?""",
     re.VERBOSE | re.IGNORECASE)
-_LEVEL = re.compile(r"""(?<=[:=])[\s"']*(?:(?P<no>no|false|none|absent|not\ present|null|n/a)
-      |(?:(?:very|fairly|quite)\s+)?(?:high|medium|moderate|low|strong|weak|mild|intense|slight|yes
-       |true|present))[\s"']*(?=[,;.)}\]\n|]|$)""", re.VERBOSE | re.IGNORECASE)
 
 def _mark(found):
-    number = next((x for x in found.groupdict().values() if x), None)
-    if found.re is _LEVEL: none = bool(found["no"])
-    else: none = float(number or 1) == 0
-    return f",{NO_SCORE if none else SCORE},"
+    "The sign for a score"
+    number = next(x for x in found.groupdict().values() if x)
+    return f",{SCORE if float(number) else NO_SCORE},"
 
 # %% ../nbs/machinery/markup.ipynb #bc313b1a
 def mark_scores(
     text: str,   # From `plain_text`
 ) -> str:
     "`text` with a sign in place of each score"
-    if re.search(r"\d", text): text = _SCORE.sub(_mark, text)
-    return _LEVEL.sub(_mark, text) if ":" in text or "=" in text else text
+    return _SCORE.sub(_mark, text) if _DIGIT.search(text) else text

@@ -91,8 +91,9 @@ def _timed_cues(lines, is_vtt):
 # %% ../nbs/machinery/subtitles.ipynb #2fe81934
 _CODES = re.compile(r"\{\\[^{}]*\}|\{[cCyYfFsSpPoO]:[^{}]*\}")
 _ASIDES = re.compile(r"<(rt|rp)(?:[\s.][^<>]*)?>[^<]*(?:</\1\s*>|$|(?=<))", re.IGNORECASE)
-_TAGS = re.compile(r"</?\s{0,3}(?:i|b|u|s|em|strong|font|c|v|lang|ruby|rt|rp|p|span|div|big|small)"
-                   r"(?=[\s.>/])[^<>]*>|<\d+:[\d:.,]+>", re.IGNORECASE)
+_TAGS = re.compile(r"</?\s{0,3}(?:em|strong|font|v|lang|ruby|rt|rp|span|div|big|small)"
+                   r"(?=[\s.>/])[^<>]*>|<(?:\s{0,3}/\s{0,3})?[ibuscp](?:\.[^<>\s]*|\s[^<>]*=[^<>]*"
+                   r")?\s{0,3}/?>|<\d+:[\d:.,]+>", re.IGNORECASE)   # but not `a<b and c>d`
 
 def _is_seen(char):
     "Does a character show, or join others that do?"
@@ -114,19 +115,27 @@ _SCRIPT = re.compile(r"^\s*\[(?:script info|v4\+? styles|events)\]\s*$",
                      re.MULTILINE | re.IGNORECASE)
 _PAGE = re.compile(r"\s*(?:<\?xml[^<>]*>\s*)?(?:<!--.*?-->\s*)*<(?:\w+:)?(?:tt|sami)[\s>]",
                    re.IGNORECASE | re.DOTALL)
+_RATE = re.compile(r"\s*\d{1,3}(?:[.,]\d{1,9})?\s*")   # of frames, in the first line of a .sub file
 _UNREAD = {r"\s*\[\d+:\d\d[.:\]]": "it holds the lyrics of a song (.lrc)",
            r"\s*[{\[]": "it is json", r"# VobSub": "its subtitles are pictures (VobSub)"}
 
+# %% ../nbs/machinery/subtitles.ipynb #02b9c6d3
+def _is_rate(cues):
+    "Is the first cue of a MicroDVD file the rate of its frames? `{1}{1}23.976`"
+    return cues.format == "microdvd" and cues[0].end <= 40 and _RATE.fullmatch(cues[0].text)
+
 def _read_others(text):
     "(start, end, lines) of each cue that pysubs2 finds"
-    try: cues = pysubs2.SSAFile.from_string(text, fps=25)   # any rate: only the order counts
+    is_script = _SCRIPT.search(text) and not re.search(r"V4\+? Styles", text, re.IGNORECASE)
+    kind = "ass" if is_script else None   # a script without styles is not known by itself
+    try: cues = pysubs2.SSAFile.from_string(text, kind, fps=25)   # any rate: only the order counts
     except Exception as e:   # each format fails in its own way
         why = next((what for begin, what in _UNREAD.items() if re.match(begin, text)),
                    "no line has two times, as 00:00:01,000 --> 00:00:02,500")
         if _PAGE.match(text) or _SCRIPT.search(text): why = shorten(f"{type(e).__name__}: {e}")
         raise ValueError(f"holds no subtitles that can be read: {why}") from e
     braces = r"\{[^{}]*\}" if cues.format in ("ass", "ssa") else r"\{\\[^{}]*\}"
-    for cue in cues:
+    for cue in cues[1:] if _is_rate(cues) else cues:
         if cue.is_text: yield cue.start/1000, cue.end/1000, [re.sub(braces, "", cue.text)]
 
 # %% ../nbs/machinery/subtitles.ipynb #95fe6b8a

@@ -193,6 +193,14 @@ def test_nothing_that_was_written_is_html(tag):
     assert shown.count("<table") == shown.count("</table>") == shown.count("<tbody") == 1
 
 
+def test_the_page_of_a_prediction_is_no_formula_and_can_be_written():
+    reply = "$x$ \ud800"
+    said = Prediction(reply, "", reply, ["x"], {"x": .5}, load_wheels().coverage(["x"]), {})
+    shown = said._repr_html_()
+    assert shown.startswith('<div class="tex2jax_ignore mathjax_ignore">') and "$x$ ?" in shown
+    assert shown.encode()
+
+
 def test_probability_of_a_label_is_the_product_over_its_tokens(toy):
     tokenizer = toy[1].tokenizer
     ids = tokenizer("<think>happy</think><answer>Sad, happy, happy</answer>")["input_ids"]

@@ -76,6 +76,12 @@ def test_a_clean_list_comes_back(words):
     assert parse_labels(f"[{', '.join(words)}].") == words
 
 
+def test_a_long_text_before_a_score_of_zero_takes_no_long_time():
+    started = time.process_time()
+    for text in ("x"*30_000 + " 0%", "word "*6000 + "- 0%", "sad 0% "*6000): parse_labels(text)
+    assert time.process_time() - started < 2
+
+
 @pytest.mark.parametrize("tag", ["<think>", "</think>", "<answer>", "</answer>"])
 def test_a_target_whose_words_hold_a_tag_is_refused(tag):
     thought = f"He cries. {tag} Why?"
@@ -309,6 +315,70 @@ def test_a_word_before_a_colon(text, labels):
     ("black and white", ["black", "white"]),
 ])
 def test_marks_are_no_words(text, labels):
+    assert parse_labels(text) == labels
+
+
+@pytest.mark.parametrize("text,labels", [
+    ("Mood: low", ["low"]),
+    ("Emotions: low, sad", ["low", "sad"]),
+    ("Emotions: weak, helpless", ["weak", "helpless"]),
+    ("Emotion: intense", ["intense"]),
+    ('{"emotion": "low", "intensity": "low"}', ["low"]),
+    ("emotion=happy", ["happy"]),
+    ('<emotion name="happy" score="0.8"/>', ["happy"]),
+    ("Emotion = happy, Intensity = low", ["happy"]),
+    ("Happy (80%), Sad (0%)", ["happy"]),
+    ("happy=1, sad=0", ["happy"]),
+    ("happy 90%, sad 0%", ["happy"]),
+    ("| happy | 0.9 |\n| sad | 0.0 |", ["happy"]),
+    ("0% happy, 100% sad", ["sad"]),
+    ("happy: 0.9 and sad: 0", ["happy"]),
+    ("happy (high), sad (low)", ["happy", "sad"]),
+    ("happy - high, sad - low", ["happy", "sad"]),
+    ("happy [high], sad [low]", ["happy", "sad"]),
+    ("happy (strong), sad", ["happy", "sad"]),
+    ("happy (primary), sad (secondary)", ["happy", "sad"]),
+    ("happy (most likely), sad (less likely)", ["happy", "sad"]),
+    ("happy (none), sad (absent)", []),
+    ("- low\n- sad", ["low", "sad"]),
+    ("(low), [sad]", ["low", "sad"]),
+    ("[low, weak]", ["low", "weak"]),
+    ("label=sad", ["sad"]),
+    ("Emotion - happy", ["happy"]),
+    ("Emotion → happy", ["happy"]),
+    ("## Emotions\n- happy", ["happy"]),
+    ("**Emotion** happy", ["happy"]),
+    ("Emotions\nhappy, sad", ["happy", "sad"]),
+    ("1.happy\n2.sad", ["happy", "sad"]),
+    ("1、开心 2、悲伤", ["开心", "悲伤"]),
+    ("一、开心\n二、悲伤", ["开心", "悲伤"]),
+    ("一、开心", ["开心"]),
+    ("a) happy b) sad", ["happy", "sad"]),
+    ("II. sad", ["sad"]),
+    ("I. happy\nII. sad\niv) calm", ["happy", "sad", "calm"]),
+    ("happy¹, sad²", ["happy", "sad"]),
+    ("他感到开心和悲伤", ["开心", "悲伤"]),
+    ("人物的情绪是开心、惊讶。", ["开心", "惊讶"]),
+    ("开心或悲伤", ["开心", "悲伤"]),
+    ("开心及悲伤", ["开心", "悲伤"]),
+    ("既开心又悲伤", ["开心", "悲伤"]),
+    ("开心，因为他笑了", ["开心"]),
+    ("可能是开心", ["开心"]),
+    ("又惊又喜", ["又惊又喜"]),
+    ("疑惑及不安", ["疑惑", "不安"]),
+    ("迷惑、疑惑", ["迷惑", "疑惑"]),
+    ("措手不及的感觉", ["措手不及的感觉"]),
+    ("either happy or sad", ["happy", "sad"]),
+    ("mix of joy and fear", ["joy", "fear"]),
+    ("a mix of joy and fear", ["joy", "fear"]),
+    ("neither, low", ["neither", "low"]),
+    ("joy\nconfidence\nfear", ["joy", "confidence", "fear"]), ("情绪为难", ["情绪为难"]),
+    ("joy - confidence - fear", ["joy", "confidence", "fear"]), ("# Reason\nhe cries", []),
+    ("happy and sad 0%", ["happy"]), ("Emotion: happy (high), low", ["happy", "low"]),
+    ("<label value='0' name='sad'/>", []), ("Emotion: none", []), ("dominant: happy", ["happy"]),
+])
+def test_what_is_said_around_a_word_is_no_label(text, labels):
+    "Levels, names of fields, numbers, templates; a word whose score is zero is left out"
     assert parse_labels(text) == labels
 
 

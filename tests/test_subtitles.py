@@ -168,6 +168,16 @@ ASS = ("[Script Info]\nTitle: x\n\n[V4+ Styles]\nFormat: Name, Fontname\nStyle: 
      f"1\n{ONE}\n$5 & <3 * # %s {{x}} \\o/ C:\\temp\n",
      "$5 & <3 * # %s {x} \\o/ C:\\temp"),
     ("Chinese", "a.srt", f"1\n{ONE}\n你好，世界 <i>再见</i>\n", "你好，世界 再见"),
+    ("rate of frames", "a.sub", "{1}{1}23.976\n{25}{50}Hello\n", "Hello"),
+    ("a number is said", "a.sub", "{1}{25}42\n{26}{50}Hello\n", "42 Hello"),
+    ("close comparison", "a.srt", f"1\n{ONE}\nif a<b and c>d\n", "if a<b and c>d"),
+    ("letters apart", "a.srt", f"1\n{ONE}\na < b > c, <u 2 x> y\n", "a < b > c, <u 2 x> y"),
+    ("short tags", "a.srt", f"1\n{ONE}\n<i>a</i > <b class=x>b< /b> <i.loud>c</i> <p/>d\n",
+     "a b c d"),
+    ("ass without styles", "a.ass",
+     "[Script Info]\nTitle: x\n\n[Events]\n"
+     "Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text\n"
+     "Dialogue: 0,0:00:01.00,0:00:02.00,Default,,0,0,0,,Hello\n", "Hello"),
     ("times in words", "a.srt",
      f"1\n{ONE}\nmeet me at 12:30\n12:30:00\n",
      "meet me at 12:30 12:30:00"),
