@@ -276,7 +276,7 @@ def _bare_list(text: str) -> str | None:
 _CHINESE = re.compile("(?!无法|没有|没法|未|不[能清确知明可]|好的|是的|可以|当然|明白|抱歉)"
                       "[\u4e00-\u9fff]{1,4}")
 _UNSAID = re.compile(
-    r"(?:word|emotion|label|feeling)[ _]?(?:\d+|[a-z])|(?:not|un)[ -]?(?:specified|mentioned|stated"
+    r"(?:word|emotion|label|feeling)[ _]?\d+|(?:not|un)[ -]?(?:specified|mentioned|stated"
     r"|clear|known|determined|sure)|(?:cannot|unable|insufficient|not enough) .*|error"
     r"|未提及|未说明|无法.*|不确定|不清楚", re.IGNORECASE)
 
