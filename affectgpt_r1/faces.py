@@ -22,7 +22,9 @@ def open_faces(
     try: faces = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as e:   # broken bytes fail in many ways
         raise ValueError(f"{path}: cannot be read as an npy file ({e})") from e
-    if faces.ndim != 4 or faces.shape[3] != 3 or faces.dtype != np.uint8 or not len(faces):
+    if not isinstance(faces, np.ndarray):
+        raise ValueError(f"{path}: is an npz file, not an npy file; keep the array alone: np.save")
+    if faces.ndim != 4 or faces.shape[3] != 3 or faces.dtype != np.uint8 or not faces.size:
         raise ValueError(f"{path}: holds {faces.dtype} of shape {faces.shape}, "
                          "not uint8 of shape [frames, height, width, 3]")
     return faces

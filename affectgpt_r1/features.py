@@ -32,6 +32,7 @@ from .fingerprints import file_hash
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from .processes import rank_and_world_size, sum_over_processes, usable_cores
 from .processing import AffectGPTProcessor
+from .text_files import decode_text, file_bytes
 
 # %% ../nbs/08_features.ipynb #b97e2936
 class _ReadClips(Dataset):
@@ -137,16 +138,24 @@ def _towers(encoders):
     "The vision and the audio encoder"
     return encoders.vision_tower, encoders.audio_tower
 
+# %% ../nbs/08_features.ipynb #6e4e91c0
+def _known_hashes(path):
+    "(file, size, time of change) and hash, of each line of a file"
+    text = decode_text(path, file_bytes(path), "jsonl")
+    for n, line in enumerate(text.splitlines(), 1):
+        try: entry = json.loads(line)
+        except ValueError: continue   # broken off when a process was killed
+        if not isinstance(entry, list) or [type(x) for x in entry] != [str, int, int, str]:
+            raise ValueError(f"{path}, line {n}: is no [file, size, time, hash]; delete the file, "
+                             "and all media are hashed again")
+        yield tuple(entry[:3]), entry[3]
+
 # %% ../nbs/08_features.ipynb #f003
 class MediaHashes:
     "sha256 of files; a file is read again only if its size or its time of change has changed"
     def __init__(self, path: str | Path):  # The file of known hashes, made when the first is added
-        self.path, self.known = Path(path), {}
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ()
-        for line in lines:
-            try: file, size, time, digest = json.loads(line)
-            except ValueError: continue   # broken off when a process was killed
-            self.known[file, size, time] = digest
+        self.path = Path(path)
+        self.known = dict(_known_hashes(self.path)) if self.path.exists() else {}
 
     def __call__(self, file: str | Path) -> str:
         "Hash of the bytes of `file`"

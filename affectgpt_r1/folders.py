@@ -37,24 +37,36 @@ def _other_files(here, known):
     "Name of a clip -> its files with other endings, hidden and unfinished ones left out"
     found = {}
     for (stem, suffix), file in here.items():
-        if suffix in known or is_hidden(file) or suffix in _NO_CLIPS: continue
+        if suffix in known or is_hidden(file) or _is_no_clip(suffix): continue
         found.setdefault(stem, []).append(file)
     return found
+
+# %% ../nbs/machinery/folders.ipynb #906e2e7e
+def _holds(path, stream):
+    "Does a file hold pictures (0) or sound (1)? A broken one is told of when it is read"
+    try: return (_streams(path) or (False, False))[stream]
+    except (ValueError, OSError): return True
+
+def _too_many(name, files):
+    "What is wrong with a clip of several films"
+    return f"more than one video for clip {name}: {', '.join(files)}; keep one of them there"
 
 # %% ../nbs/machinery/folders.ipynb #f644827b
 def find_media(
     folder: Path,                # With one file for each clip
     names: list[str],            # Of the clips
-    suffixes: tuple[str, ...],   # Known endings; the first that is there is taken
+    suffixes: tuple[str, ...],   # Known endings; of several sounds, the first is taken
     stream: int,                 # What a file with another ending has to hold: 0 pictures, 1 sound
 ) -> list[str]:                  # A path for each name, or an empty text
-    "The file of each clip"
+    "The file of each clip; raises ValueError for a clip of several films"
     here = _by_stem(folder)
     others = _other_files(here, suffixes)
     def find(name):
-        known = (here[name, x] for x in suffixes if (name, x) in here)
-        other = (x for x in others.get(name, ()) if (_streams(folder/x) or (0, 0))[stream])
-        return next(known, None) or next(other, None)
+        known = [here[name, x] for x in suffixes if (name, x) in here]
+        if len(known) == 1: return known[0]
+        found = [x for x in known or others.get(name, ()) if _holds(folder/x, stream)]
+        if len(found) > 1 and stream == 0: raise ValueError(f"{folder}: {_too_many(name, found)}")
+        return next(iter(found or known), None)
     found = [find(clean_name(name)) or find(clip_of_file(name)) for name in names]
     return [str(folder/file) if file else "" for file in found]
 
@@ -87,7 +99,12 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", 
 _DOCUMENTS = (
     ".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".npy", ".npz", ".xlsx", ".xls", ".yaml",
     ".yml", ".toml", ".xml", ".html", ".pdf", ".doc", ".docx", ".log", ".py", ".ipynb")
-_NO_CLIPS = (*_UNFINISHED, *_PICTURES, *_DOCUMENTS, *SUBTITLE_FILES)
+_COPIES = (".bak", ".old", ".orig", ".lrv", ".thm")   # cameras make the last two: small previews
+_NO_CLIPS = (*_UNFINISHED, *_PICTURES, *_DOCUMENTS, *_COPIES, *SUBTITLE_FILES)
+
+def _is_no_clip(suffix):
+    "Does an ending, in small letters, say that a file is no clip?"
+    return suffix in _NO_CLIPS or suffix.endswith("~")
 
 def _is_text(path):
     "Is a file text, judged by how it begins? FFmpeg makes pictures of text, and opens playlists"
@@ -100,7 +117,7 @@ def _streams(path):
     "(are there pictures?, is there sound?) in a file; None if it is no clip"
     suffix = path.suffix.lower()
     is_known = suffix in (*VIDEO_FILES, *SOUND_FILES)
-    if not is_known and (suffix in _NO_CLIPS or _is_text(path)): return None
+    if not is_known and (_is_no_clip(suffix) or _is_text(path)): return None
     try: found = media_streams(path)
     except (ValueError, OSError):
         if is_known: raise
@@ -138,7 +155,7 @@ def _note_streams(scan, path):
     except (ValueError, OSError) as e:
         scan.problems.append(str(e))
         return path.suffix.lower() in VIDEO_FILES, False
-    if streams is None and path.suffix.lower() not in _DOCUMENTS: scan.left_out.append(path.name)
+    if streams is None: scan.left_out.append(path.name)
     return streams
 
 # %% ../nbs/machinery/folders.ipynb #7ded3063
@@ -151,22 +168,30 @@ def _clip(scan, name, streams, words):
     "The clip of all files of a name; `streams`: path -> (pictures?, sound?)"
     videos = [path for path, (has_video, _) in streams.items() if has_video]
     sounds = sorted((path for path in streams if path not in videos), key=_sounds_first)
-    if len(videos) > 1: scan.problems.append(f"more than one video for clip {name}")
+    if len(videos) > 1: scan.problems.append(_too_many(name, [path.name for path in videos]))
     scan.left_out += [path.name for path in (*sounds[1:], *words[1:])]
     video = videos[0] if videos else None
     inside = video if video and streams[video][1] else None
     return FolderClip(name, video, sounds[0] if sounds else inside, words[0] if words else None)
+
+# %% ../nbs/machinery/folders.ipynb #ad34a799
+def _has_words(path):
+    "Is a file a subtitle of words? VobSub has pictures of them"
+    if path.suffix.lower() not in SUBTITLE_FILES: return False
+    with path.open("rb") as file: return file.read(4) != b"\0\0\1\xba"
 
 # %% ../nbs/machinery/folders.ipynb #2c0b3860
 def scan_folder(
     root: Path,   # A folder of clips, not of folders
 ) -> FolderScan:
     "The clips of a folder, what is left out of it, and what is wrong with it"
-    scan, streams, words = FolderScan(), {}, {}
+    scan, streams, words, documents = FolderScan(), {}, {}, []
     for path in _entries(scan, root):
         name = clean_name(path.stem)
-        if path.suffix.lower() in SUBTITLE_FILES: words.setdefault(name, []).append(path)
+        if _has_words(path): words.setdefault(name, []).append(path)
+        elif path.suffix.lower() in _DOCUMENTS: documents.append(path)
         elif found := _note_streams(scan, path): streams.setdefault(name, {})[path] = found
     scan.clips = [_clip(scan, name, found, words.pop(name, [])) for name, found in streams.items()]
-    scan.left_out += [path.name for paths in words.values() for path in paths]   # of no clip
+    scan.left_out += [path.name for found in words.values() for path in found]   # of no clip
+    scan.left_out += [path.name for path in documents if clean_name(path.stem) in streams]
     return scan

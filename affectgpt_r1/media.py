@@ -17,7 +17,7 @@ import numpy as np
 
 from .containers import check_file
 from .faces import crop_faces, face_boxes, open_faces
-from .sounds import read_spans, read_waveform
+from .sounds import bounded_wave, read_spans, read_waveform
 from .videos import choose_frames, decode_frames, frame_times
 
 # %% ../nbs/04_media.ipynb #c006
@@ -101,7 +101,7 @@ def _segment_begins(length, num_segments, num_samples):
     return np.arange(num_segments)*max(0, length-num_samples)//num_segments
 
 def cut_segments(
-    wave: np.ndarray,         # float [samples], mono
+    wave: np.ndarray,         # float [samples], mono; what is above 1 is cut off with a warning
     num_segments: int = 8,    # Segments wanted
     num_samples: int = 32000, # Length of a segment
 ) -> np.ndarray:              # float32 [num_segments, num_samples]
@@ -111,8 +111,9 @@ def cut_segments(
         raise ValueError(f"a sound has the shape [samples]; this one has {list(wave.shape)}")
     if not np.issubdtype(wave.dtype, np.floating):
         raise ValueError(f"a sound has floating point samples in [-1, 1]; these are {wave.dtype}")
+    wave = bounded_wave("a sound given as samples", wave)
     begins = _segment_begins(len(wave), num_segments, num_samples)
-    wave = np.pad(wave.astype(np.float32), (0, max(0, num_samples-len(wave))))
+    wave = np.pad(wave, (0, max(0, num_samples-len(wave))))
     return np.stack([wave[begin:begin+num_samples] for begin in begins])
 
 # %% ../nbs/04_media.ipynb #c037
@@ -147,7 +148,10 @@ def is_missing(
 def _frames(video, num_frames, by):
     "Frames of a video file, or of an array that holds all of its frames"
     if isinstance(video, (str, Path)): return read_video(video, num_frames, by)
-    frames = np.asarray(video)
+    try: frames = np.asarray(video)
+    except ValueError as e:
+        raise ValueError("the frames of a video have one size, uint8 [frames, height, width, 3]; "
+                         "these are of different sizes") from e
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise ValueError("the frames of a video are uint8 [frames, height, width, 3]; these are "
                          f"{frames.dtype} {list(frames.shape)}")

@@ -56,13 +56,21 @@ def _list_packets(path):
         return [_summary(packet) for packet in packets if packet.size]
 
 # %% ../nbs/machinery/videos.ipynb #be90d4c9
+def _last_length(lengths, shown):
+    "How long the last frame stays, if the last one begins `shown` ticks after the first"
+    left = sum(lengths) - shown   # mp4 has gaps in the order of decoding: only their sum is right
+    is_odd = lengths[-1] > 2*sorted(lengths)[len(lengths)//2]
+    return left if is_odd and 0 < left < lengths[-1] else lengths[-1]
+
 def _starts_and_end(spans):
     "Start times in order, and the end, of frames given as (start, length)"
     starts = sorted(start for start, _ in spans if start is not None)
     if len(starts) < len(spans):   # avi has no start times: all frames last equally long
         return list(range(len(spans))), len(spans)
-    gap = max(1, (starts[-1] - starts[0])//max(1, len(starts) - 1)) if starts else 0
-    return starts, max((start + (length or gap) for start, length in spans), default=0)
+    if not starts: return [], 0
+    shown = starts[-1] - starts[0]
+    gap = max(1, shown//max(1, len(starts) - 1))
+    return starts, starts[-1] + _last_length([length or gap for _, length in sorted(spans)], shown)
 
 def _times(packets):
     "Start times and the end of the frames to see"

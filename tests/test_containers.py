@@ -186,6 +186,27 @@ def test_the_grid_is_large_enough():
     assert len(GRID) > 40 and len({name.split(".")[1] for name in GRID}) > 15
 
 
+def test_a_break_in_the_pictures(tmp_path):
+    "mp4 files have gaps in the order of decoding where other files have the lengths of frames"
+    ticks = [*range(12), *range(41, 50)]
+    path = write(tmp_path/"break.mp4", len(ticks), ticks, between=3, options=X264, rate=25)
+    starts, end = frame_times(path)
+    scale = starts[1] - starts[0]
+    assert [(t - starts[0])/scale for t in (*starts, end)] == [*ticks, 50]
+    assert decode_frames(path, ())[1] == (starts, end)
+    shown = numbers(read_video(path, by="time"))
+    np.testing.assert_allclose(shown, [0, 6, *[11]*5, 14], atol=.4)
+
+
+@pytest.mark.parametrize("spans,end", [
+    ([(0, 5), (5, 5), (10, 5)], 15), ([(0, 5), (5, 5), (10, 20), (30, 5)], 35),
+    ([(0, 1), (1, 1), (2, 9)], 11), ([(0, 33), (33, 33), (67, 33)], 100),
+    ([(0, 5), (5, 5), (40, 5), (10, 30), (45, 5)], 50),
+    ([(0, 5), (5, 5), (40, 5), (10, 5), (45, 30)], 50), ([(0, 0), (7, None)], 14), ([], 0)])
+def test_the_end_of_a_film(spans, end):
+    assert videos._starts_and_end(spans) == (sorted(start for start, _ in spans), end)
+
+
 def test_an_edit_list(tmp_path, monkeypatch):
     "A cut without encoding anew: the packets from the key frame on are there, but not to be seen"
     monkeypatch.setattr(videos, "_WORTH", 1)

@@ -726,10 +726,41 @@ def test_files_of_one_name(tmp_path):
     assert found == dict(a=["a.mp4", "a.WAV"], b=["b.avi", "b.flac"], c=[None, "c.flac"])
     assert scan.left_out == ["a.flac"] and not scan.problems
     write(tmp_path/"a.mkv", greys(9))
-    with pytest.raises(ValueError, match="more than one video for clip a"): load_folder(tmp_path)
+    message = r"more than one video for clip a: a\.mkv, a\.mp4"
+    with pytest.raises(ValueError, match=message): load_folder(tmp_path)
     (tmp_path/"gone.mp4").symlink_to(tmp_path/"nowhere.mp4")
     with pytest.raises(ValueError, match="gone.mp4: a link to a file that is not there"):
         load_folder(tmp_path)
+
+
+def test_copies_and_previews_are_no_clips(tmp_path):
+    write(tmp_path/"a.mp4", greys(9), wave=tone())
+    copies = ["a.lrv", "a.mp4.bak", "a.mp4~", "b.orig"]
+    for name in copies: shutil.copy(tmp_path/"a.mp4", tmp_path/name)
+    (tmp_path/"a.thm").write_bytes(b"\xff\xd8\xff")
+    words = "1\n00:00:00,000 --> 00:00:01,000\nHi\n"
+    for name in ("a.txt", "notes.txt"): (tmp_path/name).write_text(words)
+    (tmp_path/"a.sub").write_bytes(b"\0\0\1\xba" + bytes(200))
+    (tmp_path/"a.idx").write_text("# VobSub index file, v7\n")
+    left_out = {*copies, "a.thm", "a.txt", "a.sub", "a.idx"}
+    with pytest.warns(UserWarning, match="left out: "): ds = load_folder(tmp_path)
+    assert ds["name"][:] == ["a"] and ds["subtitle"][:] == [""]
+    assert set(folders.scan_folder(tmp_path).left_out) == left_out
+
+
+def test_several_files_for_a_clip_of_a_corpus(media, tmp_path):
+    root = mer_folder(tmp_path, media, "MER2025", human=["a", "b"])
+    write(root/"video/a.mkv", greys(9))
+    write(root/"video/b.mov", wave=tone())
+    (root/"video/a.mp4").unlink()
+    write(root/"video/a.mp4", wave=tone())
+    sf.write(root/"audio/a.flac", tone(), 16000)
+    videos = load_mer2025(root, "human")["video"][:]
+    assert [Path(video).name for video in videos] == ["a.mkv", "b.mp4"]
+    assert load_mer2025(root, "human")["audio"][0] == str(root/"audio/a.wav")
+    write(root/"video/a.avi", greys(9))
+    message = r"video: more than one video for clip a: a\.avi, a\.mkv; keep one"
+    with pytest.raises(ValueError, match=message): load_mer2025(root, "human")
 
 
 NFD, NFC = "Zoe\u0308", "Zo\u00eb"

@@ -111,6 +111,17 @@ def test_files_are_hashed_once_for_all_runs(tmp_path, monkeypatch):
     assert again(file) == again(file) and len(opened) == 1
 
 
+@pytest.mark.parametrize("line", [b"5", b"null", b"[1, 2]", b'["a", 1, 2, 3]', b"{}"])
+def test_a_damaged_file_of_hashes_is_named(tmp_path, line):
+    known = tmp_path / "media.jsonl"
+    known.write_bytes(b'["/a.mp4", 3, 4, "hash"]\n' + line + b"\n")
+    with pytest.raises(ValueError, match=r"media\.jsonl, line 2: is no \[file, size"):
+        MediaHashes(known)
+    known.write_bytes(b'["/a.mp4", 3, 4, "hash"]\n["\xe9\x80')
+    with pytest.raises(ValueError, match=r"media\.jsonl: is not a jsonl file in UTF-8"):
+        MediaHashes(known)
+
+
 def test_features_go_on_where_they_were_stopped(toy, human, tmp_path, monkeypatch):
     rows = human.select(range(7))
     FeatureCache(tmp_path / "whole", *toy).compute(rows, *toy, batch_size=3, workers=0)

@@ -292,7 +292,8 @@ def test_faces_of_a_file_are_read_by_the_same_rule(tmp_path):
 
 
 @pytest.mark.parametrize("held", [
-    np.zeros((0, 4, 4, 3), np.uint8), np.zeros((3, 4, 4), np.uint8), np.zeros((3, 4, 4, 3))])
+    np.zeros((0, 4, 4, 3), np.uint8), np.zeros((5, 0, 0, 3), np.uint8),
+    np.zeros((3, 4, 4), np.uint8), np.zeros((3, 4, 4, 3))])
 def test_no_faces(tmp_path, held):
     np.save(tmp_path/"f.npy", held)
     with pytest.raises(ValueError, match=r"f\.npy: holds .* of shape"): read_faces(tmp_path/"f.npy")
@@ -305,6 +306,17 @@ def test_broken_face_file(tmp_path):
     for name in ("cut.npy", "pickle.npy"):
         with pytest.raises(ValueError, match=f"{name}: cannot be read as an npy file"):
             read_faces(tmp_path/name)
+    np.savez(tmp_path/"f.npz", greys(3))
+    (tmp_path/"f.npz").rename(tmp_path/"zip.npy")
+    with pytest.raises(ValueError, match=r"zip\.npy: is an npz file"):
+        read_faces(tmp_path/"zip.npy")
+
+
+@pytest.mark.parametrize("sizes", [(32, 16), (32, 32, 30)])
+def test_frames_of_different_sizes(sizes):
+    frames = [greys(1, size=size)[0] for size in sizes]
+    with pytest.raises(ValueError, match="the frames of a video have one size"):
+        read_clip(dict(video=frames, audio=""))
 
 
 def found(monkeypatch, boxes):

@@ -220,7 +220,9 @@ def test_sound_that_begins_late(tmp_path, suffix, codec, late):
 
 
 def test_pictures_that_begin_late_leave_all_of_the_sound(tmp_path):
-    wave = quiet(read_waveform, write(tmp_path / "a.mkv", [(clicks(3, 48000), 0)], picture=2))
+    path = write(tmp_path / "a.mkv", [(clicks(3, 48000), 0)], picture=2)
+    message = r"a\.mkv: its pictures begin 2\.0. s after its sound; its frames are taken from there"
+    with pytest.warns(UserWarning, match=message): wave = read_waveform(path)
     np.testing.assert_allclose(heard(wave), [0.3, 1.3, 2.3], atol=0.05)
 
 
@@ -451,6 +453,44 @@ def test_spans_anywhere(tmp_path):
     np.testing.assert_array_equal(spans[0], np.r_[wave[-10:], np.zeros(10)])
     np.testing.assert_array_equal(spans[1:], [wave[:20], wave[100000:100020]])
     assert set(lengths) == {200000}
+
+
+@pytest.mark.parametrize("suffix", ["WAV", "WAVEX"])
+def test_wav_files_in_a_row(tmp_path, suffix):
+    for name, rate, channels in (("1", 16000, 1), ("2", 44100, 2), ("3", 16000, 1)):
+        sf.write(tmp_path / name, clicks(2, rate, channels).T, rate, format=suffix)
+    row = b"".join((tmp_path / name).read_bytes() for name in "123")
+    (tmp_path / "row.wav").write_bytes(row)
+    wave = quiet(read_waveform, tmp_path / "row.wav")
+    np.testing.assert_allclose(heard(wave), [0.3, 1.3, 2.3, 3.3, 4.3, 5.3], atol=0.02)
+    assert len(wave) == 6 * 16000
+    (tmp_path / "tail.wav").write_bytes((tmp_path / "1").read_bytes() + b"TAG" + bytes(125))
+    assert len(quiet(read_waveform, tmp_path / "tail.wav")) == 2 * 16000
+
+
+def test_flac_from_a_pipe(tmp_path):
+    "Its writer cannot know how many samples follow: there are none by its header"
+    sf.write(tmp_path / "a.flac", clicks(3, 44100).T, 44100)
+    data = bytearray((tmp_path / "a.flac").read_bytes())
+    data[21:26] = bytes([data[21] & 240, 0, 0, 0, 0])
+    (tmp_path / "piped.flac").write_bytes(data)
+    wave = quiet(read_waveform, tmp_path / "piped.flac")
+    np.testing.assert_allclose(heard(wave), [0.3, 1.3, 2.3], atol=0.02)
+    assert len(wave) == 3 * 16000
+    segments = quiet(read_audio, tmp_path / "piped.flac")
+    np.testing.assert_array_equal(segments, cut_segments(wave))
+
+
+def test_a_waveform_has_the_bounds_of_a_file():
+    loud = np.linspace(-3, 3, 16000, dtype=np.float32)
+    with pytest.warns(UserWarning, match="a sound given as samples: its sound peaks at 3; what is"):
+        segments = read_clip(dict(audio=loud)).segments
+    np.testing.assert_array_equal(segments[0, :16000], np.clip(loud, -1, 1))
+    for value in (np.nan, -np.inf, 1e300):
+        wave = np.r_[np.zeros(8000), value]
+        with pytest.raises(ValueError, match=r"samples that are not numbers.* 0\.50 s from"):
+            quiet(cut_segments, wave)
+    assert (quiet(cut_segments, np.full(9, -1.)) == np.pad(-np.ones(9), (0, 31991))).all()
 
 
 def test_a_waveform_has_floating_point_samples():
