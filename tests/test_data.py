@@ -790,5 +790,6 @@ def test_a_name_that_ends_like_a_file(media, tmp_path):
     for name in ("b", "b.mp4", "b.wav"):
         rewrite(labels, lambda text: re.sub(r"\nb[.\w]*,", f"\n{name},", text))
         ds = load_mer2025(tmp_path, "human", missing="error")
-        assert ds["name"][:] == ["a.ts", "b"] and ds["subtitle"][:] == ["words of a.ts", "words of b"]
+        assert ds["name"][:] == ["a.ts", "b"]
+        assert ds["subtitle"][:] == ["words of a.ts", "words of b"]
         assert ds["video"][0] == str(tmp_path/"video/a.ts.mp4")
