@@ -228,6 +228,20 @@ def answer_cost(
     n = len(replies)
     return dict(clips=n, seconds_per_clip=seconds / n, tokens_per_clip=tokens / n)
 
+# %% ../nbs/12b_benchmark.ipynb #fd1381a8
+def _groups_of(names, groups):
+    "The group of each clip, and all groups in order; raises an error for a clip without a group"
+    if not isinstance(groups, Mapping | pd.Series):
+        raise ValueError("groups must be a mapping from clip to the name of its group, "
+                         f"not a {type(groups).__name__}")
+    found = [groups.get(name) for name in names]
+    if missing := [name for name, group in zip(names, found) if pd.isna(group) is True]:
+        raise KeyError(f"no group for {len(missing)} of {len(names)} clips: {list_some(missing)}")
+    try: return found, sorted(set(found))
+    except TypeError:
+        raise ValueError("the names of the groups must be all text or all numbers, one for each "
+                         f"clip: {list_some(set(map(repr, found)))}") from None
+
 # %% ../nbs/12b_benchmark.ipynb #b046
 def group_scores(
     gold: Mapping,     # Clip -> labels
@@ -236,12 +250,11 @@ def group_scores(
     wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
 ) -> pd.DataFrame:     # One row per group: clips, f, low, high, precision, recall, words
     "Emotion-wheel scores of groups of clips, with 95 % intervals"
-    if missing := [n for n in gold if n not in groups]:
-        raise KeyError(f"no group for {len(missing)} of {len(gold)} clips: {list_some(missing)}")
-    align_answers(gold, pred)   # the same clips in both
+    names, gold, pred = align_answers(gold, pred)
+    groups, order = _groups_of(names, groups)
     wheels, rows = wheels or load_wheels(), {}
-    for group in sorted({groups[n] for n in gold}):
-        g, q = ({n: x[n] for n in gold if groups[n] == group} for x in (gold, pred))
+    for group in order:
+        g, q = ([x for x, own in zip(side, groups) if own == group] for side in (gold, pred))
         s = ew_score(g, q, wheels)
         low, high = ew_interval(g, q, wheels)
         rows[group] = dict(clips=len(g), f=s.f, low=low, high=high, precision=s.precision,

@@ -29,6 +29,7 @@ from .parts import (
     base_state, check_lora, load_parts, lora_config, remember_source, source_hash)
 from .processes import rank_and_world_size
 from .processing import AUTO_MAP, AffectGPTProcessor, make_prompt
+from .text_files import read_json
 
 # %% ../nbs/machinery/checkpoints.ipynb #08b6659f
 def find_base(
@@ -160,7 +161,7 @@ def load_stage(
     folder, processor = Path(folder), AutoProcessor.from_pretrained(folder)
     if not (folder / "base.json").exists():
         return _load_base(dict(folder=str(folder)), kwargs), processor
-    source = _absolute(json.loads((folder / "base.json").read_text()), folder)
+    source = _absolute(read_json(folder / "base.json"), folder)
     base = _load_base(source, kwargs)
     if None not in (base.source["hash"], source["hash"]) and base.source["hash"] != source["hash"]:
         raise ValueError(f"{folder}: belongs to other weights than those of "

@@ -19,6 +19,7 @@ from .labels import NOTHING, parse_openset
 from .messages import list_some
 from .subtitles import read_subtitle
 from .tables import read_csv, read_npz
+from .text_files import clean_name
 from .unibench import UNIBENCH, read_gold
 
 # %% ../nbs/05_data.ipynb #c006
@@ -113,11 +114,19 @@ def _check_known(what, x, known):
 _MISSING = ["error", "drop", "mask"]
 
 # %% ../nbs/05_data.ipynb #d013
+def _clip_names(reading, names):
+    "The clips that rows are about: a name without the ending of a file, unless a file has it whole"
+    folders = (reading.root/folder for folder in (reading.video, reading.audio))
+    files = (file for folder in folders for file in folder.glob("*"))
+    stems = {clean_name(file.stem) for file in files
+             if file.suffix.lower() in (*VIDEO_FILES, *SOUND_FILES)}
+    return [name if clean_name(name) in stems else clip_of_file(name) for name in names]
+
 def _read_table(reading, file, columns):
     "A table of a corpus, by the names of its clips; None if it cannot be read"
     table = reading.collect(read_csv, file, columns)
     if table is None: return None
-    table.index = table.index.map(clip_of_file)
+    table = table.set_axis(_clip_names(reading, table.index))
     twice = table.index[table.index.duplicated()].unique()
     if len(twice): reading.problems.append(f"{file}: more than one row for clip {list_some(twice)}")
     return table[~table.index.duplicated()]
@@ -194,7 +203,7 @@ def _texts(reading, file, column, names):
     "The cell of each name in a table of words; None for a name without a row"
     table = _read_table(reading, file, [column])
     if table is None: return [""]*len(names)
-    cells = [table[column].get(clip_of_file(name)) for name in names]
+    cells = [table[column].get(name) for name in _clip_names(reading, names)]
     n = sum(cell is not None and cell.strip() in _NO_WORDS for cell in cells)
     if n: reading.notes.append(f"{file}: {n:,} cell{'s' * (n != 1)} like nan taken as empty")
     return [cell if cell is None or cell.strip() not in _NO_WORDS else "" for cell in cells]

@@ -122,10 +122,12 @@ def sort_samples(
     table: pd.DataFrame,  # name, reply: several to each clip
     gold: Mapping,        # The clips by name
 ) -> pd.DataFrame:
-    "The rows clip by clip; raises an error where a clip is not known, or has fewer answers"
+    "The rows clip by clip; raises an error for a clip without gold, or with fewer answers"
     counts = table["name"].value_counts(sort=False)
     if unknown := [name for name in counts.index if name not in gold]:
         raise KeyError(f"answers to clips that have no gold: {list_some(unknown)}")
+    if missing := [name for name in gold if name not in counts.index]:
+        raise KeyError(f"no answer to {len(missing)} of {len(gold)} clips: {list_some(missing)}")
     if counts.nunique() > 1:
         fewer = counts[counts < counts.max()].index
         raise ValueError(f"{counts.max()} answers to a clip, but fewer to {list_some(fewer)}")

@@ -23,6 +23,7 @@ from .metrics import ew_difference, seed_interval
 from .processing import AffectGPTProcessor
 from .records import made_by
 from .stages import ANSWER_KINDS, hold_out, load_run_stage
+from .text_files import read_json
 from .wheels import load_wheels
 
 # %% ../nbs/machinery/replication.ipynb #a654abce
@@ -31,9 +32,9 @@ class _RunFolder:
         folder: str | Path,   # Folder of the run
     ):
         self.folder, self.wheels = Path(folder), load_wheels()
-        about = json.loads((self.folder / "metrics.json").read_text())
+        about = read_json(self.folder / "metrics.json")
         self.preset, self.seed = about["preset"], about["seed"]
-        self.mode = json.loads((self.folder / "cold_start/run.json").read_text())["mode"]
+        self.mode = read_json(self.folder / "cold_start/run.json")["mode"]
         self.human, self.test = [load_mer2025(self.folder / "corpus", track)
                                  for track in ("human", "ovmerd")]
 

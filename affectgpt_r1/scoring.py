@@ -50,6 +50,14 @@ def _by_index(series):
 
 def _has_names(x): return isinstance(x, pd.Series) and not isinstance(x.index, pd.RangeIndex)
 
+def _check_row_numbers(gold, pred):
+    "Raises ValueError for two series that have only the row numbers of two tables in common"
+    numbered = [pd.api.types.is_integer_dtype(x.index) and x.index.name is None
+                for x in (gold, pred)]
+    if all(numbered) and not gold.index.equals(pred.index):
+        raise ValueError("gold and pred have different row numbers, which are no names of clips: "
+                         "make the clips the index of both, as table.set_index('name')['openset']")
+
 # %% ../nbs/machinery/scoring.ipynb #cd46f14f
 def _look_alikes(gold, pred):
     "Pairs of names that are the same but for type, blanks, case, ending or form of Unicode"
@@ -91,6 +99,7 @@ def align_answers(
     "Clip names, gold and predictions in the same order"
     for answers in (gold, pred): _check_order(answers)
     both = isinstance(gold, pd.Series) and isinstance(pred, pd.Series)
+    if both: _check_row_numbers(gold, pred)
     gold, pred = (_by_index(x) if both or _has_names(x) else x for x in (gold, pred))
     if isinstance(gold, Mapping) != isinstance(pred, Mapping):
         raise ValueError("gold and pred must both be mappings from clip to answer, or both "

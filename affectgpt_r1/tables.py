@@ -14,9 +14,11 @@ import pickle
 import re
 import zipfile
 from collections import Counter, OrderedDict
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -70,6 +72,8 @@ def _csv_rows(text, separator, skip_blanks=False):
             begin = lines.line_num + 1
     except csv.Error as e:
         why = str(e).replace("unexpected end of data", "a quote is opened and never closed")
+        why = why.replace("field larger than field limit", "a quote is opened and not closed, or a "
+                          "cell has more characters than are read")
         raise ValueError(f"is not a csv file: in line {begin}, {why}") from None
     return rows
 
@@ -88,10 +92,18 @@ def _width_faults(rows, head, n_needed):
                     "that holds what separates cells")
     if short: yield f"too few cells in row {some(short)}"
 
+def _header_faults(rows, head):
+    "Which rows are the header once more"
+    again = [i for i, row in rows.items() if _plain(_without_empty_end(row)) == _plain(head)]
+    if again: yield (f"the header once more in row {list_some(again)}: two files were joined, "
+                     "delete the row")
+
 # %% ../nbs/machinery/tables.ipynb #71396401
+def _plain(row): return [clean_name(cell).lower() for cell in row]
+
 def _find_columns(head, columns):
     "Place of each column, whatever its case; raises ValueError for one that is not there once"
-    here, head = list_some(head) or "none", [cell.strip().lower() for cell in head]
+    here, head = list_some(filter(None, head)) or "none", _plain(head)
     if missing := [c for c in columns if c.lower() not in head]:
         raise ValueError(f"has no column {list_some(missing)}; its columns are {here}")
     if twice := [c for c in columns if head.count(c.lower()) > 1]:
@@ -105,7 +117,7 @@ def _table(rows, columns):
     head, rows = _without_empty_end(head), dict(enumerate(rows, 1))
     places = _find_columns(head, ["name", *columns])
     if not rows: raise ValueError("has a header and no rows")
-    faults = list(_width_faults(rows, head, 1 + max(places.values())))
+    faults = [*_width_faults(rows, head, 1 + max(places.values())), *_header_faults(rows, head)]
     if not faults:
         names = [clean_name(row[places["name"]]) for row in rows.values()]
         faults = list(_name_faults(names))
@@ -129,35 +141,53 @@ def read_csv(
     columns: list[str],    # Further columns that are needed
 ) -> pd.DataFrame:         # `columns` as text, indexed by name
     "A table of clips; raises FileNotFoundError or ValueError that says what is wrong with the file"
-    text = decode_text(path, file_bytes(path), "csv")
+    text = decode_text(path, file_bytes(path), "csv").replace("\n\ufeff", "\n")   # of a joined file
     try: return _parse_csv(text, columns)
     except ValueError as e: raise ValueError(f"{path}: {e}") from None
 
 # %% ../nbs/machinery/tables.ipynb #3e8e1b39
-def _sheets(path):
-    "Title -> rows of cells, of the sheets that can be seen"
+@contextmanager
+def _visible_sheets(path):
+    "The sheets of an Excel file that can be seen; what fails while they are read names the file"
     try: from openpyxl import load_workbook
     except ImportError as e:
         raise ImportError(f"reading {path} needs openpyxl: pip install openpyxl") from e
     file = io.BytesIO(file_bytes(path))
     try:
         book = load_workbook(file, read_only=True, data_only=True)
-        return {sheet.title: list(sheet.iter_rows()) for sheet in book.worksheets
-                if sheet.sheet_state == "visible"}
+        yield [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
     except Exception as e:   # broken bytes fail in many ways
         why = f"{type(e).__name__}: {e}"
         raise ValueError(f"{path} is not an Excel sheet that can be read ({why})") from None
 
+# %% ../nbs/machinery/tables.ipynb #fe58b382
+def _filled_rows(sheet):
+    "The rows of a sheet with a cell that holds something, all of one length"
+    from openpyxl.cell.read_only import EMPTY_CELL
+    sheet.reset_dimensions()   # what is written there may be less than what the sheet holds
+    rows = [row for row in sheet.iter_rows() if any(cell.value is not None for cell in row)]
+    width = max(map(len, rows), default=0)
+    return [[*row, *[EMPTY_CELL]*(width - len(row))] for row in rows]
+
+def _heading(row): return ["" if cell.value is None else str(cell.value) for cell in row]
+
 # %% ../nbs/machinery/tables.ipynb #78258f84
+def _fitting_rows(rows, columns):
+    "`rows`, if they are a header with all of `columns` and more; raises ValueError if not"
+    _find_columns(_heading([*rows, []][0]), columns)
+    if len(rows) < 2: raise ValueError("has a header and no rows")
+    return rows
+
 def _sheet_with(path, columns):
-    "Rows of cells of the one sheet that has all of `columns` in its first row"
-    sheets, missing = _sheets(path), {}
-    for title, rows in sheets.items():
-        head = {cell.value for cell in rows[0]} if len(rows) > 1 else set()
-        missing[title] = [c for c in columns if c not in head] if head else list(columns)
-    found = [title for title, lacking in missing.items() if not lacking]
-    if len(found) == 1: return sheets[found[0]]
-    if not found: raise ValueError(f"{path} has no column {', '.join([*missing.values()][0])}")
+    "Title and rows of cells of the one sheet that has all of `columns` in its header"
+    with _visible_sheets(path) as sheets:
+        rows_of = {sheet.title: _filled_rows(sheet) for sheet in sheets}
+    found, faults = {}, []
+    for title, rows in rows_of.items():
+        try: found[title] = _fitting_rows(rows, columns)
+        except ValueError as e: faults.append(str(e))
+    if len(found) == 1: return found.popitem()
+    if not found: raise ValueError(f"{path} {faults[0] if faults else 'has no sheet'}")
     raise ValueError(f"{path} has the columns in the sheets {list_some(found)}: hide or delete "
                      "those that are not meant")
 
@@ -165,24 +195,56 @@ def _sheet_with(path, columns):
 def read_sheet(
     path: str | Path,      # An Excel file
     columns: list[str],    # Columns that it must have
-) -> list[dict]:           # One dict per row, by column name
+) -> list[dict]:           # One dict per row, with `columns`
     "Rows of the sheet of an Excel file that can be seen and has the columns"
-    head, *rows = [[cell.value for cell in row] for row in _sheet_with(path, columns)] or [[]]
-    return [dict(zip(head, row)) for row in rows]
+    head, *rows = _sheet_with(path, columns)[1]
+    places = _find_columns(_heading(head), columns)
+    return [{c: row[i].value for c, i in places.items()} for row in rows]
 
 # %% ../nbs/machinery/tables.ipynb #ef9b4fcb
 def _cell_text(cell):
     "What a cell shows; raises ValueError where that is not what it holds"
     value, plain = cell.value, cell.number_format in ("General", "0", "@")
-    if value is None or isinstance(value, str): return value or ""
-    if type(value) in (int, float) and plain: return repr(value).removesuffix(".0")
+    if value is None: return ""
+    if isinstance(value, str) and cell.data_type != "e": return value
+    digits = repr(value).removesuffix(".0")
+    is_number = type(value) in (int, float) and plain   # with the 15 digits that Excel keeps
+    if is_number and re.fullmatch(r"-?[0.]*(\d\.?){0,15}", digits): return digits
     raise ValueError(f"cell {cell.coordinate} is no text but {shorten(value)} in the format "
                      f"{cell.number_format}: format the column as text and write what is meant")
 
+# %% ../nbs/machinery/tables.ipynb #5499669a
+def _hollow_cells(file):
+    "Formulas without a result and merged ranges of an open sheet, as ranges, and why each is empty"
+    for _, x in ElementTree.iterparse(file):
+        kind = x.tag.rpartition("}")[2]
+        if kind == "mergeCell": yield x.get("ref"), "is merged: write each cell"
+        if kind == "c":
+            held = {part.tag.rpartition("}")[2]: part.text for part in x}
+            if "f" in held and not held.get("v"):
+                yield x.get("r"), "is a formula without a result: write what it shows"
+        if kind in ("c", "row"): x.clear()
+
+def _check_cells(path, title, places):
+    "Raises ValueError for a cell in the columns at `places` that shows what it does not hold"
+    from openpyxl.utils import range_boundaries
+    with _visible_sheets(path) as sheets:
+        sheet = next(sheet for sheet in sheets if sheet.title == title)
+        with sheet._get_source() as file: hollow = list(_hollow_cells(file))
+    for cells, why in hollow:
+        first, _, last, _ = range_boundaries(cells)
+        if any(first <= 1 + i <= last for i in places): raise ValueError(f"cell {cells} {why}")
+
+# %% ../nbs/machinery/tables.ipynb #7a9ce713
 def _read_excel(path, columns):
     "A table of clips as `read_csv` gives it, from an Excel file"
-    rows = _sheet_with(path, ["name", *columns])
-    try: return _table([[_cell_text(cell) for cell in row] for row in rows], columns)
+    title, (head, *rows) = _sheet_with(path, ["name", *columns])
+    used = set(_find_columns(_heading(head), ["name", *columns]).values())
+    def texts(row):
+        return [_cell_text(x) if i in used else str(x.value or "") for i, x in enumerate(row)]
+    try:
+        _check_cells(path, title, used)
+        return _table([_heading(head), *map(texts, rows)], columns)
     except ValueError as e: raise ValueError(f"{path}: {e}") from None
 
 # %% ../nbs/machinery/tables.ipynb #5b6c5ed0

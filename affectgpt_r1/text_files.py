@@ -62,7 +62,7 @@ def decode_text(
     "The text of a file; raises ValueError that says what the file is, if it is not UTF-8"
     what = _other_kind(data)
     if what: raise ValueError(f"{path}: is not a {kind} file in UTF-8 ({what}); save it as one")
-    return data.decode("utf-8-sig")
+    return data.decode("utf-8-sig").removeprefix("\ufeff")   # joined files have it twice
 
 # %% ../nbs/machinery/text_files.ipynb #75c47ef3
 def clean_name(

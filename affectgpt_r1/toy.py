@@ -11,6 +11,7 @@ from dataclasses import astuple, fields
 from pathlib import Path
 import pandas as pd
 from .folders import is_hidden
+from .text_files import read_json
 from .toy_benchmark import (
     CLASS_COUNTS, benchmark_clip_files, write_ovmerd_plus, write_test_set)
 from .toy_files import (
@@ -88,7 +89,7 @@ def _claim_folder(root, preset, seed, spoken=False):
     if spoken: card["voices"] = "spoken"
     file = root/"corpus.json"
     if file.exists():
-        found = json.loads(file.read_text())
+        found = read_json(file)
         differ = [f"{key} {found.get(key)!r} instead of {card.get(key)!r}"
                   for key in card | found if found.get(key) != card.get(key)]
         if differ:

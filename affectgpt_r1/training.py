@@ -150,9 +150,10 @@ def last_checkpoint(
     out: str | Path,    # Folder of a run
 ) -> Path | None:
     "The newest complete checkpoint of a run"
-    folders = sorted(Path(out).glob("checkpoint-[0-9]*"), key=lambda p: int(p.name.split("-")[1]))
-    complete = [folder for folder in folders if _is_complete(folder)]
-    return complete[-1] if complete else None
+    steps = {path: path.name.removeprefix("checkpoint-") for path in Path(out).glob("checkpoint-*")}
+    folders = [path for path, step in steps.items() if step.isdecimal() and path.is_dir()]
+    complete = filter(_is_complete, folders)
+    return max(complete, key=lambda path: int(steps[path]), default=None)
 
 # %% ../nbs/machinery/training.ipynb #bff8d6e9
 def clips_of_run(

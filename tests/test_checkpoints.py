@@ -23,6 +23,7 @@ from affectgpt_r1.modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from affectgpt_r1.parts import remember_source, source_hash
 from affectgpt_r1.processing import make_prompt
 from affectgpt_r1.recipes import stage_settings
+from affectgpt_r1.replication import TutorialRun
 from affectgpt_r1.rewards import accuracy_reward, make_rewards
 from affectgpt_r1.training import TrainingStopped
 from affectgpt_r1.wheels import EmotionWheels
@@ -478,3 +479,11 @@ def test_the_base_of_quantised_layers_is_told_by_the_others(toy):
     assert source_hash(model) == before
     with torch.no_grad(): model.lm_head.weight.add_(0.1)
     assert source_hash(model) != before
+
+
+def test_torn_json_is_named(toy, tmp_path):
+    save_stage(toy.model, toy.processor, tmp_path)
+    (tmp_path / "base.json").write_text('{"folder": "..')
+    with pytest.raises(ValueError, match="base.json: is no json"): load_stage(tmp_path)
+    (tmp_path / "metrics.json").write_text("")
+    with pytest.raises(ValueError, match="metrics.json: is no json"): TutorialRun(tmp_path)

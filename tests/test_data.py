@@ -1,5 +1,6 @@
 "Data: every layout is read, or refused in one error that names what is wrong; pickles run nothing"
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -811,3 +812,15 @@ def test_words_that_nobody_said(corpus, tmp_path, cell):
     assert ds["subtitle"][:] == ["", "words of human_00001"]
     rewrite(corpus/"subtitle_chieng.csv", lambda t: t.replace(cell, "Nan is null."))
     assert load_mer2025(corpus, "human")["subtitle"][0] == "Nan is null."
+
+
+def test_a_name_that_ends_like_a_file(media, tmp_path):
+    "The file of the clip `a.ts` is `a.ts.mp4`; `b.mp4` is the clip `b`"
+    mer_folder(tmp_path, media, "MER2025", human=["a.ts", "b"])
+    labels = tmp_path/TRACKS["MER2025"]["human"].label_file
+    for name in ("b", "b.mp4", "b.wav"):
+        rewrite(labels, lambda text: re.sub(r"\nb[.\w]*,", f"\n{name},", text))
+        ds = load_mer2025(tmp_path, "human", missing="error")
+        assert ds["name"][:] == ["a.ts", "b"]
+        assert ds["subtitle"][:] == ["words of a.ts", "words of b"]
+        assert ds["video"][0] == str(tmp_path/"video/a.ts.mp4")

@@ -95,6 +95,8 @@ def test_best_of_any_order():
         best_of(gold, table.drop(index=4))
     with pytest.raises(KeyError, match="answers to clips that have no gold: a"):
         best_of(dict(b=["sad"], c=["angry"]), table)
+    with pytest.raises(KeyError, match="no answer to 1 of 4 clips: d"):
+        best_of(gold | dict(d=["sad"]), table)
 
 
 def test_csv_files_in_any_order(tmp_path):
@@ -170,3 +172,30 @@ def test_confidence_by_name():
 def test_keys_of_json_are_names(tmp_path):
     (tmp_path/"x.json").write_text(json.dumps(turned(PRED)))
     assert ew_score(GOLD, read_column(tmp_path/"x.json", "labels")).f == ew_score(GOLD, PRED).f
+
+
+def test_row_numbers_are_no_names():
+    "Columns of one table are taken row by row, those of two sorted tables are refused"
+    a = pd.DataFrame(dict(name=["a", "b", "c"], openset=["happy", "sad", "angry"]))
+    b = a[::-1].reset_index(drop=True)
+    for gold, pred in [(a, b.sort_values("name")), (a, a[::-1]), (a[1:], b[:-1])]:
+        with pytest.raises(ValueError, match="set_index.'name'"):
+            ew_score(gold["openset"], pred["openset"])
+    for same in (a, a.sort_values("openset"), a[1:]):
+        assert ew_score(same["openset"], same["openset"]).f == 1
+    numbers = b.assign(name=[2, 1, 0]).set_index("name")
+    assert ew_score(a["openset"].rename_axis("name"), numbers["openset"]).f == 1
+
+
+def test_groups_by_name():
+    groups = dict(a="x", b="y", c="x", d="y")
+    right = group_scores(GOLD, PRED, groups)
+    found = group_scores(pd.Series(GOLD), pd.Series(turned(PRED)), pd.Series(turned(groups)))
+    assert found.equals(right) and right.loc["x", "f"] == ew_score(
+        {n: GOLD[n] for n in "ac"}, {n: PRED[n] for n in "ac"}).f
+    for other, kind, said in [
+            (dict(groups, b=None, d=np.nan), KeyError, "no group for 2 of 4 clips: b, d"),
+            (dict(groups, b=1), ValueError, "must be all text or all numbers"),
+            (dict(groups, b=["x"]), ValueError, "must be all text or all numbers"),
+            (["x"]*4, ValueError, "groups must be a mapping from clip")]:
+        with pytest.raises(kind, match=said): group_scores(GOLD, PRED, other)

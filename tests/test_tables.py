@@ -320,3 +320,56 @@ def test_a_column_of_an_npz_file(tmp_path):
         read_column(tmp_path/"x.npz", "x")
     (tmp_path/"x.csv").write_text("name,x\n.npy,PK\n")
     assert read_column(tmp_path/"x.csv", "x") == {".npy": "PK"}
+
+
+def test_files_that_were_joined(tmp_path):
+    "The header of the second file is no clip, and a byte order mark is no text"
+    for mark in ("", "\ufeff"):
+        (tmp_path/"x.csv").write_text(f"{mark}{L}a,sad\n{mark}{L}b,sad\n", encoding="utf-8")
+        with pytest.raises(ValueError, match="x.csv: the header once more in row 2"):
+            read_csv(tmp_path/"x.csv", ["openset"])
+    (tmp_path/"x.csv").write_text(f"\ufeff\ufeff{L}a,sad\n\ufeffb,sad\n", encoding="utf-8")
+    found = read_csv(tmp_path/"x.csv", ["openset"])["openset"]
+    assert found.to_dict() == dict(a="sad", b="sad")
+    (tmp_path/"x.csv").write_text(f"{L}a,{'x'*200_000}\n")
+    with pytest.raises(ValueError, match="in line 2, .* a cell has more characters than"):
+        read_csv(tmp_path/"x.csv", ["openset"])
+
+
+def sheet(path, rows, change=lambda book: None, xml=lambda text: text):
+    "An Excel file with `rows`, after changes of the book and of the text of its sheet"
+    book, made = pytest.importorskip("openpyxl").Workbook(), io.BytesIO()
+    for row in rows: book.active.append(row)
+    change(book.active)
+    book.save(made)
+    with zipfile.ZipFile(made) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            text = old.read(name)
+            new.writestr(name, xml(text) if name.endswith("sheet1.xml") else text)
+    return path
+
+
+ROWS = [("name", "openset"), ("a", "happy"), ("b", "sad")]
+
+
+def test_habits_of_excel(tmp_path):
+    right = dict(a="happy", b="sad")
+    small = sheet(tmp_path/"x.xlsx", ROWS, xml=lambda x: x.replace(b'"A1:B3"', b'"A1"'))
+    assert read_column(small, "openset") == right
+    for rows in ([("Name", "openset "), *ROWS[1:]], [(None, None), *ROWS]):
+        assert read_column(sheet(tmp_path/"x.xlsx", rows), "openset") == right
+    dated = [(*row, datetime.date(2026, 1, 2)) for row in ROWS[1:]]
+    other = sheet(tmp_path/"x.xlsx", [("name", "openset", "date"), *dated])
+    assert read_column(other, "openset") == right
+    with pytest.raises(ValueError, match="no column name; its columns are clip, openset"):
+        read_column(sheet(tmp_path/"x.xlsx", [("clip", "openset"), *ROWS[1:]]), "openset")
+
+
+@pytest.mark.parametrize("row,merged,said", [
+    (("b", "=A1"), None, "cell B3 is a formula without a result"),
+    (("b", None), "B2:B3", "cell B2:B3 is merged"), ((10**16, "sad"), None, "cell A3 is no text"),
+    (("b", "#N/A"), None, "cell B3 is no text")])
+def test_cells_that_show_what_they_do_not_hold(tmp_path, row, merged, said):
+    def change(page): return merged and page.merge_cells(merged)
+    path = sheet(tmp_path/"x.xlsx", [*ROWS[:2], row], change)
+    with pytest.raises(ValueError, match=f"x.xlsx: {said}"): read_column(path, "openset")

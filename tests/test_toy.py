@@ -114,6 +114,11 @@ def test_resumes(corpus, tmp_path):
     assert kept.stat().st_mtime_ns == stamp
 
 
+def test_a_torn_corpus_json_is_named(tmp_path):
+    (tmp_path/"corpus.json").write_text('{"made_by": "affe')
+    with pytest.raises(ValueError, match="corpus.json: is no json"): make_few(tmp_path)
+
+
 def test_killed_before_the_card(tmp_path):
     "A corpus.json that was being written does not make the folder another's"
     (tmp_path/".4711-corpus.json").write_text("{")

@@ -525,6 +525,16 @@ def small_grpo(lab, out, steps=7, stop=None, **settings):
     return model, log
 
 
+def test_only_folders_of_checkpoints_count(tmp_path):
+    "Copies, archives and files beside the checkpoints stop nothing"
+    state = json.dumps(dict(global_step=1))
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-10 copy", "checkpoint-30.bak"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(state)
+    for name in ("checkpoint-20.zip", "checkpoint-20"): (tmp_path / name).write_text("x")
+    assert last_checkpoint(tmp_path).name == "checkpoint-10"
+
+
 @pytest.mark.parametrize(
     "name, settings",
     [
