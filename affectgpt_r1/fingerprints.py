@@ -99,7 +99,8 @@ def _processor_hash(processor):
     fields = {k: x for k, x in fields.items() if k not in ("processor_class", "auto_map")}
     tokenizer = _tokenizer_fields(getattr(processor, "tokenizer", None))
     cache = getattr(getattr(processor, "features", None), "fingerprint", None)
-    return json_hash([_READING, fields, tokenizer, cache])
+    turn = [getattr(processor, name, None) for name in ("end_id", "chat_template")]
+    return json_hash([_READING, fields, tokenizer, cache, turn])
 
 # %% ../nbs/machinery/fingerprints.ipynb #25da05a5
 def inputs_of(
