@@ -363,12 +363,6 @@ def finish_training(
     if not sharded: _remove_trl_forward(trainer.model)
 
 # %% ../nbs/machinery/training.ipynb #a0c03416
-def _rewards_that_count(trainer):
-    "Names of the rewards whose weight is not 0; none in a cold start"
-    names = getattr(trainer, "reward_func_names", [])
-    return [name for name, w in zip(names, getattr(trainer, "reward_weights", [])) if w]
-
-
 def _check_outcome(trainer, state_dict, max_new_tokens):
     "What was done; raises TrainingStopped where that is nothing, and warns where it is less"
     clips = trainer.clips_asked_about() if hasattr(trainer, "clips_asked_about") else None
@@ -387,6 +381,12 @@ def _save(model, processor, out, log, state_dict, done):
     for folder in out.glob("checkpoint-[0-9]*"): shutil.rmtree(folder)
 
 # %% ../nbs/machinery/training.ipynb #dd222204
+def _rewards_that_count(trainer):
+    "Names of the rewards whose weight is not 0; none in a cold start"
+    names = getattr(trainer, "reward_func_names", [])
+    return [name for name, w in zip(names, getattr(trainer, "reward_weights", [])) if w]
+
+
 def _remove_trl_forward(model):
     "Remove the `forward` that trl hangs on a model: a copy of the model would share it"
     for part in model.modules(): vars(part).pop("forward", None)

@@ -12,12 +12,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the `train` extra")
 
 from peft import LoraConfig, PeftModel
+from peft.helpers import rescale_adapter_scale
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import TrainerCallback
 
 from affectgpt_r1.checkpoints import load_stage, merge_stage, save_stage, save_start
 from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.demo import cold_started_toy
+from affectgpt_r1.fingerprints import model_state
 from affectgpt_r1.grpo import _check_clips, read_completions, train_grpo
 from affectgpt_r1.modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from affectgpt_r1.parts import remember_source, source_hash
@@ -125,6 +127,22 @@ def test_sets_are_written_in_their_order():
     words = {f"layer_{i}" for i in range(30)}
     written = json.loads(json.dumps(LoraConfig(target_modules=list(words)), default=_as_dict))
     assert written["target_modules"] == sorted(words)
+
+
+def test_the_state_of_a_model_is_part_of_its_key(toy, adapted):
+    "It is the same after saving and loading, and another with adapters off, scaled or frozen"
+    model = load_stage(adapted[0])[0]
+    before = model_state(model, trains=True)
+    assert model_state(load_stage(adapted[0])[0].bfloat16(), trains=True) == before
+    assert model_state(toy.model) == model_state(load_stage(toy.folder / "cold_start")[0])
+    with model.disable_adapter(): assert model_state(model)["adapters"] != before["adapters"]
+    with rescale_adapter_scale(model, 0.5):
+        assert model_state(model)["adapters"] != before["adapters"]
+    assert model_state(model, trains=True) == before
+    next(x for x in model.parameters() if x.requires_grad).requires_grad_(False)
+    assert model_state(model, trains=True)["trains"] != before["trains"]
+    unwrap_peft(model).config.text_config.logits_scaling = 8.
+    assert model_state(model)["config"] != before["config"]
 
 
 def test_a_merge_says_the_same_and_a_lossy_one_is_refused(toy, adapted, tmp_path):
