@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from .chats import check_text, control_tokens, truncate_text
 from .checkpoints import adapters_for, find_base, hide_known_warnings
-from .fingerprints import weights_hash
+from .fingerprints import model_state, weights_hash
 from .labels import MODES, check_mode, make_target
 from .modeling import AffectGPTForConditionalGeneration
 from .processing import TAGS, AffectGPTProcessor, make_prompt
@@ -143,7 +143,8 @@ def _open_run(model, processor, dataset, out, settings, validation):
     "The checkpoint to resume from; `run.json` gets everything that decides the numbers of the run"
     mode = settings["mode"]
     return start_or_resume(
-        out, stage="cold start", start=weights_hash(model), **settings,
+        out, stage="cold start", start=weights_hash(model), **model_state(model, trains=True),
+        **settings,
         **clips_of_run(processor, dataset, mode),
         validation=clips_of_run(processor, validation, mode))
 

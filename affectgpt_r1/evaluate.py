@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .fingerprints import generation_hash, inputs_of, short_hash, weights_hash
+from .fingerprints import (
+    generation_hash, inputs_of, model_state, short_hash, weights_hash)
 from .labellers import EndpointLabels
 from .labels import check_mode, parse_labels, parse_response
 from .messages import list_some
@@ -74,9 +75,9 @@ def _settings(model, processor, rows, chats, config, sampling, **more) -> dict:
     fields = dict.fromkeys(_Sampling.__annotations__) | (asdict(sampling) if sampling else {})
     if not (sampling or more["shuffle_media"]): more["seed"] = None
     writes = generation_hash(model.generation_config, config)
-    return dict(model=weights_hash(model), **inputs_of(processor, rows, chats),
-                max_new_tokens=config.max_new_tokens, generation=writes,
-                sample=bool(sampling), **fields, **more)
+    return dict(model=weights_hash(model), **model_state(model),
+                **inputs_of(processor, rows, chats), max_new_tokens=config.max_new_tokens,
+                generation=writes, sample=bool(sampling), **fields, **more)
 
 # %% ../nbs/12_evaluate.ipynb #74dd5534
 def _fill_cache(model, processor, rows):

@@ -23,7 +23,8 @@ from trl import GRPOConfig
 
 # %% ../nbs/11_grpo.ipynb #f342ff60
 from .checkpoints import adapters_for, find_base, hide_known_warnings
-from .fingerprints import function_hash, generation_hash, weights_hash
+from .fingerprints import (
+    function_hash, generation_hash, model_state, weights_hash)
 from .grpo_trainer import (
     AffectGRPOTrainer, HeldOutTrainer, check_clips_reach_policy, steps_between_samplings)
 from .guards import guard_rewards, reward_name
@@ -245,7 +246,8 @@ def _open_run(model, processor, rows, out, settings, rewards, wheels):
     parts = [[reward_name(f), weight, function_hash(f)] for f, weight in zip(*rewards)]
     judged = validation and (wheels or load_wheels()).fingerprint[:16]
     return start_or_resume(
-        out, stage="grpo", start=weights_hash(model), **settings | dict(rewards=parts),
+        out, stage="grpo", start=weights_hash(model), **model_state(model, trains=True),
+        **settings | dict(rewards=parts),
         **clips_of_run(processor, dataset, mode), wheels=judged,
         validation=clips_of_run(processor, validation, mode),
         sampling=generation_hash(model.generation_config))
@@ -318,8 +320,9 @@ def _train(model, processor, rows, rewards, args, settings, wheels, callbacks, r
     train, held_out = grpo_rows(dataset, mode), validation and grpo_rows(validation, mode)
     set_seed(args.seed)   # the first weights of the adapters depend on it
     trainer = HeldOutTrainer(
-        model, guard_rewards(rewards[0], mode, out), args, train, processing_class=processor,
-        eval_dataset=held_out, peft_config=lora, callbacks=list(callbacks))
+        model, guard_rewards(rewards[0], mode, out, rewards[1]), args, train,
+        processing_class=processor, eval_dataset=held_out, peft_config=lora,
+        callbacks=list(callbacks))
     trainer.score = partial(held_out_score, processor=processor, dataset=validation, mode=mode,
                             wheels=wheels, max_new_tokens=limit)
     log = run_training(trainer, "GRPO", resume)

@@ -7,7 +7,7 @@ __all__ = ['trained_weights', 'reasons_in', 'check_outcome']
 
 # %% ../nbs/machinery/outcomes.ipynb #878aab41
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -103,12 +103,14 @@ def check_outcome(
     state: Any,                     # The trainer's state: its log, and steps
     limit: int,                     # Longest answer, in tokens
     clips: dict[str, int] | None = None,   # asked, read, there: how many
+    rewards: Iterable[str] = (),    # Names of the rewards that count
 ) -> dict:                          # steps, asked_steps, weights, changed_weights, clips
     "What a run has done; raises ValueError where that is nothing, and warns where it is less"
     weights = after if isinstance(after, Mapping) else after.state_dict()
     changed, reasons = _check_weights(before, weights), reasons_in(state.log_history, limit)
     idle = f"no weight has changed in {state.global_step} steps"
-    if not changed and not _has_no_signal(state.log_history):
+    silent = set(rewards) & set(_unscored(state.log_history))
+    if not changed and (silent or not _has_no_signal(state.log_history)):
         raise ValueError(f"{idle}: {'; '.join(reasons) or _UNKNOWN}.")
     if not changed: reasons.insert(0, idle)
     for problem in (*reasons, *_less(state, clips), *_best(state, state.log_history)):

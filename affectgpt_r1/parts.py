@@ -21,11 +21,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .chat_templates import end_of_turn
+from .chat_templates import default_template, end_of_turn
 from .configuration import (
     AUDIO_TOWERS, PRESETS, VISION_TOWERS, AffectGPTConfig, check_tower)
 from .decoders import (
-    check_decoder, check_kind, embedding_name, linear_names, without_dropout)
+    check_decoder, check_kind, check_layers, embedding_name, linear_names, without_dropout)
 from .fingerprints import weights_hash
 from .messages import list_some
 from .modeling import FUSION_CLASSES, AffectGPTForConditionalGeneration
@@ -157,13 +157,14 @@ _REFUSES = "its chat template refuses a prompt"
 def _load_tokenizer(path):
     "A decoder's tokenizer, with an end and a padding token"
     tokenizer = AutoTokenizer.from_pretrained(path)
-    with _named(path, _REFUSES): end = end_of_turn(tokenizer, tokenizer.chat_template)
+    with _named(path, _REFUSES): end = end_of_turn(tokenizer, default_template(tokenizer))
+    tokenizer.chat_template = default_template(tokenizer)
     if end is None: raise ValueError(f"{path}: its tokenizer has no token that ends a reply")
     if tokenizer.eos_token is None: tokenizer.eos_token = end
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
-
+# %% ../nbs/machinery/parts.ipynb #7a30c1d5
 def _check_tags(path, tokenizer):
     "Raises ValueError where a tag would be lost when a reply is decoded"
     for tag in TAGS:
@@ -394,7 +395,8 @@ def check_lora(
     model: AffectGPTForConditionalGeneration,  # About to get adapters
     lora: Any,                                 # peft's `LoraConfig`
 ) -> Any:                                      # The same
-    "Raises ValueError where the rows of new tags would never learn"
+    "Raises ValueError where rows of new tags would never learn, or a tower would"
+    check_layers(model, lora)
     rows = getattr(lora, "trainable_token_indices", None) or {}
     trained = set(rows if isinstance(rows, list) else [i for ids in rows.values() for i in ids])
     lacking = {*model.config.tag_ids} - trained

@@ -25,13 +25,14 @@ from peft import PeftModel
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from tqdm.auto import tqdm
 from tqdm.notebook import tqdm as notebook_tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import (
+    AutoConfig, GenerationConfig, PrinterCallback, Trainer, TrainerCallback)
 
 from .checkpoints import load_stage, save_stage
 from .fingerprints import differences, inputs_of, rows_hash
 from .labels import MODES
 from .messages import list_some
-from .modeling import AffectGPTForConditionalGeneration
+from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from .outcomes import check_outcome, trained_weights
 from .processes import compute_once, rank_and_world_size
 from .processing import AffectGPTProcessor, make_prompt
@@ -175,7 +176,8 @@ LOGGING_SETTINGS = {   # trl settings that change no number
 
 # %% ../nbs/machinery/training.ipynb #c6b2606a
 def _as_dict(value):
-    "What json does not know: a path, or the settings of adapters without the folder of their base"
+    "What json does not know: a set, a path, or adapters without the folder of their base"
+    if isinstance(value, (set, frozenset)): return sorted(value, key=str)
     if not hasattr(value, "to_dict"): return str(value)
     fields = value.to_dict()
     return {name: x for name, x in fields.items() if name != "base_model_name_or_path"}
@@ -366,7 +368,7 @@ def _check_outcome(trainer, state_dict, max_new_tokens):
     "What was done; raises TrainingStopped where that is nothing, and warns where it is less"
     clips = trainer.clips_asked_about() if hasattr(trainer, "clips_asked_about") else None
     check = partial(check_outcome, trainer.weights_at_start, state_dict or trainer.model,
-                    trainer.state, max_new_tokens, clips)
+                    trainer.state, max_new_tokens, clips, _rewards_that_count(trainer))
     try: return compute_once(check)
     except ValueError as e:
         raise TrainingStopped(f"{trainer.args.output_dir}: {e} Nothing was saved") from e
@@ -380,6 +382,12 @@ def _save(model, processor, out, log, state_dict, done):
     for folder in out.glob("checkpoint-[0-9]*"): shutil.rmtree(folder)
 
 # %% ../nbs/machinery/training.ipynb #dd222204
+def _rewards_that_count(trainer):
+    "Names of the rewards whose weight is not 0; none in a cold start"
+    names = getattr(trainer, "reward_func_names", [])
+    return [name for name, w in zip(names, getattr(trainer, "reward_weights", [])) if w]
+
+
 def _remove_trl_forward(model):
     "Remove the `forward` that trl hangs on a model: a copy of the model would share it"
     for part in model.modules(): vars(part).pop("forward", None)
@@ -391,6 +399,13 @@ def _mark_finished(out, done):
     _write_json(path, _read_json(path) | dict(finished=True, done=done))
 
 # %% ../nbs/machinery/training.ipynb #1f7062e5
+def _take_reply_settings(model, out):
+    "Give a model the longest answer and the mode that a run has written beside its weights"
+    base, limits = unwrap_peft(model), GenerationConfig.from_pretrained(out)
+    base.generation_config.max_new_tokens = limits.max_new_tokens
+    base.config.reply_mode = getattr(AutoConfig.from_pretrained(out), "reply_mode", None)
+
+
 def finished_log(
     model: AffectGPTForConditionalGeneration | PeftModel,   # Gets the trained weights
     out: str | Path,                                        # Folder of the run
@@ -402,4 +417,5 @@ def finished_log(
         model.load_state_dict(load_stage(out)[0].state_dict())
     elif isinstance(model, PeftModel): set_peft_model_state_dict(model, load_peft_weights(out))
     else: PeftModel.from_pretrained(model, out, is_trainable=True)
+    _take_reply_settings(model, out)
     return json.loads((Path(out) / "log.json").read_text())

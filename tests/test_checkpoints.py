@@ -12,12 +12,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the `train` extra")
 
 from peft import LoraConfig, PeftModel
+from peft.helpers import rescale_adapter_scale
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import TrainerCallback
 
 from affectgpt_r1.checkpoints import load_stage, merge_stage, save_stage, save_start
 from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.demo import cold_started_toy
+from affectgpt_r1.fingerprints import model_state
 from affectgpt_r1.grpo import _check_clips, read_completions, train_grpo
 from affectgpt_r1.modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from affectgpt_r1.parts import remember_source, source_hash
@@ -25,7 +27,7 @@ from affectgpt_r1.processing import make_prompt
 from affectgpt_r1.recipes import stage_settings
 from affectgpt_r1.replication import TutorialRun
 from affectgpt_r1.rewards import accuracy_reward, make_rewards
-from affectgpt_r1.training import TrainingStopped
+from affectgpt_r1.training import TrainingStopped, _as_dict
 from affectgpt_r1.wheels import EmotionWheels
 
 
@@ -109,6 +111,40 @@ def test_a_finished_run_gives_its_result(toy, adapted, tmp_path, capsys):
     cold_start(other := small(toy)[0], processor, rows, out, lora=True, epochs=2, batch_size=4,
                learning_rate=1e-2)
     assert (logps(toy, other) - at_the_end).abs().max() < 1e-5
+
+
+def test_a_finished_run_gives_the_next_stage_its_longest_answer(toy, tmp_path):
+    "The same two calls again, in a new process, are the same two runs"
+    for _ in range(2):
+        model, processor, rows = small(toy)
+        cold_start(model, processor, rows, tmp_path / "a", epochs=1, max_new_tokens=40,
+                   warmup_steps=0)
+        assert model.config.reply_mode == "answer"
+        assert model.generation_config.max_new_tokens == 40
+        train_grpo(model, processor, rows, None, tmp_path / "b", **FEW)
+
+
+def test_sets_are_written_in_their_order():
+    "Adapters keep their layers in a set, whose order is another one in each process"
+    words = {f"layer_{i}" for i in range(30)}
+    written = json.loads(json.dumps(LoraConfig(target_modules=list(words)), default=_as_dict))
+    assert written["target_modules"] == sorted(words)
+
+
+def test_the_state_of_a_model_is_part_of_its_key(toy, adapted):
+    "It is the same after saving and loading, and another with adapters off, scaled or frozen"
+    model = load_stage(adapted[0])[0]
+    before = model_state(model, trains=True)
+    assert model_state(load_stage(adapted[0])[0].bfloat16(), trains=True) == before
+    assert model_state(toy.model) == model_state(load_stage(toy.folder / "cold_start")[0])
+    with model.disable_adapter(): assert model_state(model)["adapters"] != before["adapters"]
+    with rescale_adapter_scale(model, 0.5):
+        assert model_state(model)["adapters"] != before["adapters"]
+    assert model_state(model, trains=True) == before
+    next(x for x in model.parameters() if x.requires_grad).requires_grad_(False)
+    assert model_state(model, trains=True)["trains"] != before["trains"]
+    unwrap_peft(model).config.text_config.logits_scaling = 8.
+    assert model_state(model)["config"] != before["config"]
 
 
 def test_a_merge_says_the_same_and_a_lossy_one_is_refused(toy, adapted, tmp_path):
@@ -305,7 +341,7 @@ def test_rewards_that_never_differ_are_said(toy, tmp_path):
     with pytest.warns(UserWarning) as said:
         silent = constant(None)
         silent.__name__ = "silent"
-        trained(toy, tmp_path, rewards=([constant(1.), silent], [1., 1.]))
+        trained(toy, tmp_path, rewards=([constant(1.), silent], [1., 0.]))
     said = " ".join(str(w.message) for w in said)
     assert "no weight has changed in 2 steps" in said and "did two answers to a clip differ" in said
     assert "the reward 'silent' never was a number" in said
@@ -322,6 +358,16 @@ def test_rewards_that_are_no_numbers(toy, tmp_path, values, error):
     with pytest.raises(TrainingStopped, match=error):
         trained(toy, tmp_path, rewards=([constant(*values)], [1.]))
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_reward_that_counts_and_never_was_a_number(toy, tmp_path):
+    "The other one, of weight 0, does not make a result of it"
+    async def silent(completions, **columns): return [None] * len(completions)
+
+    for i, reward in enumerate((silent, constant(None))):
+        with pytest.raises(TrainingStopped, match="never was a number|No reward could score"):
+            trained(toy, tmp_path / str(i), rewards=([reward, constant(0., 1.)], [1., 0.]))
+        assert not json.loads((tmp_path / f"{i}/run.json").read_text()).get("finished")
 
 
 def test_what_cannot_be_trained_is_refused(toy, adapted, tmp_path):
@@ -384,6 +430,7 @@ def wider(completions, **columns): return [float(len(c[0]["content"])) for c in 
     [
         ("nothing", ""), ("subtitle", "prompts is"), ("media", "media is"),
         ("image mean", "processor is"), ("template", "prompts is"), ("tokenizer", "processor is"),
+        ("end", "processor is"),
         ("wheels", "rewards is"), ("penalty", "rewards is"), ("function", "rewards is"),
         ("validation", "validation is"), ("sampling", "sampling is"), ("labels", "clips is"),
     ],
@@ -398,6 +445,9 @@ def test_another_run_is_never_taken_for_this_one(toy, finished, change, name, ca
     if change == "labels": rows = rows.map(lambda r: dict(labels=["angry"]))
     if change == "image mean": processor.image_processor.image_mean = [0., 0., 0.]
     if change == "template": processor.chat_template += " "
+    if change == "end":   # the prompt stays as it is, and answers end in another way
+        closed = "{{ '<|im_end|>' if message['role'] != 'assistant' else '<|endoftext|>' }}"
+        processor.chat_template = processor.chat_template.replace("}<|im_end|>", "}" + closed)
     if change == "tokenizer": processor.tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
     if change == "wheels": rewards[0][0] = accuracy_reward(few_wheels(), "p2")
     if change == "penalty": rewards = make_rewards("acc+format", penalty="p1")

@@ -9,17 +9,20 @@ torch = pytest.importorskip("torch", reason="needs the `train` extra")
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
-    AutoModelForCausalLM, BertConfig, BloomConfig, CLIPVisionConfig, CLIPVisionModelWithProjection,
-    CohereConfig, FalconConfig, Gemma2Config, Gemma3Config, Gemma3TextConfig, GPT2Config,
+    AutoConfig, AutoModelForCausalLM, BertConfig, BloomConfig, CLIPVisionConfig,
+    CLIPVisionModelWithProjection, CohereConfig, FalconConfig, Gemma2Config, Gemma3Config,
+    Gemma3TextConfig, GPT2Config,
     GPTNeoXConfig, GraniteConfig, HubertConfig, HubertModel, LlamaConfig, MambaConfig,
     MistralConfig, Olmo2Config, OPTConfig, Phi3Config, PhiConfig, PreTrainedTokenizerFast,
     Qwen2Config, Qwen2VLConfig, Qwen3Config, SmolLM3Config, StableLmConfig, T5Config,
     Wav2Vec2FeatureExtractor)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from affectgpt_r1.chat_templates import default_template
 from affectgpt_r1.checkpoints import adapters_for, load_stage, save_stage
 from affectgpt_r1.coldstart import Collator
 from affectgpt_r1.configuration import NO_DROPOUT
+from affectgpt_r1.decoders import check_kind, linear_names
 from affectgpt_r1.inference import generate_replies, generation_config
 from affectgpt_r1.labels import QUESTIONS
 from affectgpt_r1.parts import load_parts, lora_config
@@ -488,6 +491,32 @@ def test_more_frames_than_a_q_former_has_places_for_are_refused(qwen, towers):
     with pytest.raises(ValueError, match="33 frames or segments here.*32 positions"):
         model(input_ids=ids, video_features=torch.zeros(1, 33, 16),
               audio_features=torch.zeros(1, 8, 16))
+
+
+def test_adapters_belong_into_the_language_model(qwen, towers):
+    model, _ = load_parts(qwen[2], **towers)
+    for names in (["q_proj", "v_proj"], "all-linear"):
+        with pytest.raises(ValueError, match="adapters would be in the towers: .*_tower"):
+            adapters_for(model, LoraConfig(target_modules=names), True)
+    with pytest.warns(UserWarning, match="the fusion is not trained"):
+        adapters_for(model, LoraConfig(target_modules=r".*language_model.*_proj"), True)
+
+
+def test_a_router_is_no_linear_layer():
+    class Router(torch.nn.Linear): pass
+
+    layers = torch.nn.ModuleDict(dict(up=torch.nn.Linear(2, 2), router=Router(2, 2)))
+    assert linear_names(layers) == ["up"]
+    with pytest.raises(ValueError, match="'minimax' takes no cache but one of its own"):
+        check_kind(AutoConfig.for_model("minimax"))
+
+
+def test_the_default_of_several_chat_templates():
+    several = dict(default="a", tool_use="b")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    assert default_template(tokenizer) is None
+    tokenizer.chat_template = several
+    assert default_template(tokenizer) == "a"
 
 
 def test_adapters_that_could_never_write_the_tags_are_refused(qwen, towers):
