@@ -20,11 +20,13 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 # %% ../nbs/machinery/ablation.ipynb #baadb010
 from .data import load_mer2025
 from .evaluate import best_of, predict_clips, score_predictions
+from .fingerprints import short_hash, weights_hash
 from .grpo import train_grpo
 from .labels import parse_response
 from .messages import list_some
@@ -165,6 +167,12 @@ def log_curves(
     return table.groupby((table["step"] - 1) // _STEPS_PER_LINE).mean()
 
 # %% ../nbs/machinery/ablation.ipynb #73fdd4cb
+def _base_hash(base):
+    "A hash of the weights of the cold start in `base`"
+    files = sorted((base / "cold_start").glob("*.safetensors"))
+    return short_hash(*(weights_hash(load_file(file)) for file in files))
+
+
 def _run_setting(base, out, setting, seed):
     "Train one setting from the cold start in `base`, and score it: three files in `out`"
     start = time.perf_counter()
@@ -174,7 +182,7 @@ def _run_setting(base, out, setting, seed):
     if setting["steps"]: _train(model, processor, human, out, setting, seed)
     record, shown = _evaluate(model.eval(), processor, test, setting, seed)
     shown.to_csv(out / "answers.csv", index=False)
-    record |= dict(seconds=time.perf_counter() - start, asked=setting)
+    record |= dict(seconds=time.perf_counter() - start, asked=setting, base=_base_hash(base))
     (out / "record.json").write_text(json.dumps(record))
 
 # %% ../nbs/machinery/ablation.ipynb #ad0dda0b
@@ -187,11 +195,14 @@ def _train(model, processor, human, out, setting, seed):
     log_curves(pd.DataFrame(log), _CURVES).to_csv(out / "curves.csv", index=False)
 
 # %% ../nbs/machinery/ablation.ipynb #581fa327
-def _is_finished(folder, setting):
-    "Has this run been made? Raises ValueError if the folder holds a run of another setting"
-    record = folder / "record.json"
-    if not record.is_file(): return False
-    asked = read_json(record)["asked"]
+def _is_finished(folder, setting, base):
+    "Has this run been made? Raises ValueError for a run of another setting, or cold start"
+    if not (folder / "record.json").is_file(): return False
+    record = read_json(folder / "record.json")
+    asked = record["asked"]
+    if record.get("base") != _base_hash(base):
+        raise ValueError(f"{folder} holds a run from another cold start than that in {base}: "
+                         "delete it, or give another `out`")
     if asked != setting:
         raise ValueError(f"{folder} holds a run of another setting, {asked}: delete it, "
                          "or give yours another name")
@@ -211,7 +222,7 @@ def _collect(path, jobs, command):
     for name, seed, out in jobs:
         key = dict(setting=name, seed=seed)
         record = read_json(out / "record.json")
-        rows.append(key | {k: x for k, x in record.items() if k != "asked"})
+        rows.append(key | {k: x for k, x in record.items() if k not in ("asked", "base")})
         if (out / "curves.csv").exists():
             curves.append(pd.read_csv(out / "curves.csv").assign(**key))
         if seed == jobs[0][1]: answers.append(pd.read_csv(out / "answers.csv").assign(**key))
@@ -274,6 +285,6 @@ def run_ablation(
     jobs, bases = _plan_jobs(settings, seeds, base, Path(out or f"runs/{path.stem}"))
     _check_bases(jobs, bases, settings)
     todo = [(start, folder, settings[name], seed) for start, (name, seed, folder)
-            in zip(bases, jobs) if not _is_finished(folder, settings[name])]
+            in zip(bases, jobs) if not _is_finished(folder, settings[name], start)]
     _run_all(todo, len(jobs), path.stem, workers)
     if not only: _collect(path, jobs, f"affectgpt-r1 ablation {path} --base {base}")

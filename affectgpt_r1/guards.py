@@ -77,8 +77,8 @@ def _check_scored(name, scored, out):
             "training, or add a reward that scores them.")
 
 # %% ../nbs/machinery/guards.ipynb #c69a2aa4
-def _guarded(f, counts, plain, all_plain, scored, mode, out):
-    "A reward with clear errors; `scored` counts, of each clip of this step, the scores that count"
+def _guarded(f, plain, all_plain, scored, mode, out):
+    "A reward with clear errors; `scored` counts, of each clip of this step, the scores of all"
     @wraps(f)
     def reward(completions, name, **columns):
         values = _rewards_of(f, out, completions, name, columns)
@@ -87,7 +87,7 @@ def _guarded(f, counts, plain, all_plain, scored, mode, out):
             scored.clear()
             columns["log_extra"]("clip", list(name))
             columns["log_metric"]("words", _words_per_answer(completions, mode))
-        if counts: scored.update(n for n, value in zip(name, values) if value is not None)
+        scored.update(n for n, value in zip(name, values) if value is not None)
         if f is plain[-1] and all_plain: _check_scored(name, scored, out)
         return values
     reward.__name__ = reward_name(f)
@@ -98,14 +98,12 @@ def guard_rewards(
     functions: list,   # Reward functions, as trl takes them
     mode: str,         # "answer" or "think"
     out: str | Path,   # Folder of the run
-    weights: list | None = None,   # Of the functions; a reward of weight 0 scores no clip
 ) -> list:
     "The reward functions with clear errors; the first also logs clips and words per answer"
     plain = [f for f in functions if _is_plain(f)]
     guarded = partial(_guarded, plain=plain, all_plain=plain == functions, scored=Counter(),
                       mode=mode, out=out)
-    weights = [1.] * len(functions) if weights is None else weights
-    return [guarded(f, bool(w)) if f in plain else f for f, w in zip(functions, weights)]
+    return [guarded(f) if f in plain else f for f in functions]
 
 # %% ../nbs/machinery/guards.ipynb #g022
 class EpochOrder(TrainerCallback):

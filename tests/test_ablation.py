@@ -55,6 +55,10 @@ def test_runs_once_and_collects(base, path, tmp_path):
     again = pd.read_csv(path.with_suffix(".csv"))
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), table.drop(columns="seconds"))
     assert other.stat().st_mtime_ns == kept
+    record = json.loads(other.read_text())
+    other.write_text(json.dumps(record | dict(base="that of another cold start")))
+    with pytest.raises(ValueError, match="recall,-P2-3 holds a run from another cold start"): run()
+    other.write_text(json.dumps(record))
     path.write_text(ABLATION.replace('penalty = "p2"', 'penalty = "p1"'))
     with pytest.raises(ValueError, match="recall,-P2-3 holds a run of another setting"): run()
 
