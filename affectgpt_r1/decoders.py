@@ -29,14 +29,10 @@ def embedding_name(
     return next(name for name, module in decoder.named_modules() if module is embedding)
 
 # %% ../nbs/machinery/decoders.ipynb #b1c2d3e4
-_QUANTIZED = ("bitsandbytes", "transformers.integrations")   # modules with linear layers in them
-
-
 def _is_plain_linear(layer):
     "Is this a linear layer, and not a router that is made of one?"
-    made_in = type(layer).__module__
-    return type(layer) in (nn.Linear, Conv1D) or (
-        isinstance(layer, nn.Linear) and made_in.startswith(_QUANTIZED))
+    is_router = "router" in type(layer).__name__.lower()
+    return isinstance(layer, nn.Linear | Conv1D) and not is_router
 
 
 def linear_names(
