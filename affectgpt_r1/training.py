@@ -179,8 +179,7 @@ def _as_dict(value):
     "What json does not know: a set, a path, or adapters without the folder of their base"
     if isinstance(value, (set, frozenset)): return sorted(value, key=str)
     if not hasattr(value, "to_dict"): return str(value)
-    fields = value.to_dict()
-    return {name: x for name, x in fields.items() if name != "base_model_name_or_path"}
+    return {k: x for k, x in value.to_dict().items() if k != "base_model_name_or_path"}
 
 # %% ../nbs/machinery/training.ipynb #37b31c69
 def _read_json(path):
