@@ -248,6 +248,8 @@ def _parts(x, seen):
     if isinstance(x, (set, frozenset)): return sorted(json_hash(_parts(y, {**seen})) for y in x)
     if isinstance(x, dict): return [[repr(k), _parts(y, seen)] for k, y in x.items()]
     if isinstance(x, re.Pattern): return [repr(x.pattern), x.flags]
+    if isinstance(x, ModuleType): return x.__name__
+    if isinstance(x, type): return _object_parts(x, seen)
     if isinstance(x, np.generic): return [str(x.dtype), repr(x.item())]
     if isinstance(x, np.ndarray) or hasattr(x, "to_numpy") or hasattr(x, "detach"):
         return _table_parts(x, seen)

@@ -478,7 +478,7 @@ def test_nothing_understood_is_an_error(endpoint):
     (500, b"<html><head><title>Bad Gateway</title></head></html>"),
     (400, b'{"object": "error", "message": "This model only supports stream mode"}')])
 def test_the_servers_own_words(endpoint, status, words):
-    judge = judge_of(endpoint(*[(status, words)] * 60), retries=1)
+    judge = judge_of(endpoint(*[(status, words)] * 60), retries=1, timeout=20)
     quoted = re.search(rb'[^">]*(support|permitted|Gateway)[^"<]*', words)[0].decode()
     with pytest.raises(NothingReadError, match=re.escape(quoted)):
         for i in range(20): judge(row, "a", str(i))
