@@ -30,7 +30,7 @@ _KINDS_OF_VIDEO = (   # how a file begins -> what it is; the first that fits
     (rb"\x1aE\xdf\xa3.{0,60}webm", "video/webm"), (rb"\x1aE\xdf\xa3", "video/x-matroska"),
     (rb"RIFF.{4}AVI ", "video/x-msvideo"), (rb"FLV", "video/x-flv"), (rb"OggS", "video/ogg"),
     (rb"\x00\x00\x01[\xb0-\xbf]", "video/mpeg"), (rb"0&\xb2u", "video/x-ms-wmv"),
-    (rb"G.{187}G", "video/mp2t"), (rb"GIF8", "image/gif"))
+    (rb"G.{187}G|.{4}G.{191}G", "video/mp2t"), (rb"GIF8", "image/gif"))
 
 def _kind_of_video(path: Path) -> str:
     "The media type of a video file, by its content; raises ValueError where it is not known"

@@ -31,6 +31,7 @@ from .metrics import ew_interval, ew_rewards, ew_score
 from .predictions import (
     PredictionLog, is_truncated, sampling_processors, sort_samples)
 from .processes import rank_and_world_size, share_batches
+from .text_files import replace_file
 from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/12_evaluate.ipynb #c014
@@ -338,6 +339,5 @@ def write_metrics(
     except ValueError as e:
         raise ValueError(f"metrics.json would hold a NaN or an infinity: {e}") from None
     path = Path(run_dir)/"metrics.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(text + "\n")
-    return path.with_suffix(".tmp").replace(path)
+    replace_file(path, lambda part: part.write_text(text + "\n"))
+    return path

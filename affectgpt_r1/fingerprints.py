@@ -61,13 +61,13 @@ def weights_hash(
     model: Any,          # A torch module, or its state dict
     dtype: Any = None,   # Round to this type of torch first; the hash is then the same in it
 ) -> str:
-    "A short hash of some numbers of every weight: it changes when the model is trained further"
+    "A short hash of all numbers of all weights, whatever type they are kept in"
     parts, weights = [], model if isinstance(model, Mapping) else model.state_dict()
     for name, weight in weights.items():
         weight = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
         if not weight.numel(): raise ValueError(f"{name} is empty here: gather the weights first")
-        some = weight.detach().flatten()[::max(1, weight.numel() // 64)].to(dtype or weight.dtype)
-        parts += [name, some.float().cpu().numpy().tobytes()]
+        numbers = weight.detach().to(dtype or weight.dtype).cpu().float().flatten().numpy()
+        parts += [name, hashlib.sha256(numbers).digest()]
     return short_hash(*parts)
 
 # %% ../nbs/machinery/fingerprints.ipynb #5e1f70a2

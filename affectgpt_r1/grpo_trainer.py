@@ -196,9 +196,6 @@ class HeldOutTrainer(AffectGRPOTrainer):
             self.args, self.state, self.control, metrics)
         return metrics
 
-# %% ../nbs/machinery/grpo_trainer.ipynb #0d743077
-#| exports
-
 # %% ../nbs/machinery/grpo_trainer.ipynb #4b60b935
 def steps_between_samplings(
     args: GRPOConfig,  # trl's settings of the run

@@ -186,11 +186,15 @@ def _in_time(frames, clock):
         yield block, rate
 
 # %% ../nbs/machinery/sounds.ipynb #fe10136c
-def _first_picture(container):
-    "When the first picture appears, in seconds; None if there are no pictures"
-    film = video_stream(container)
-    if film is None or film.start_time is None: return None
-    return float(film.start_time*film.time_base)
+def _first_picture(path):
+    "When the first picture appears, in seconds, by the packets: a header may just say 0"
+    with open_media(path, "decoded as audio") as container:
+        film = video_stream(container)
+        if film is None: return None
+        packets = islice(container.demux(film), 32)   # so many, since they come as they are decoded
+        shown = [p.pts for p in packets if p.pts is not None and not p.is_discard]
+        first = min(shown, default=film.start_time)
+        return None if first is None else float(first*film.time_base)
 
 def _moved_up(frames):
     "The first two frames of a film; the first one is moved up to the second"
@@ -200,9 +204,9 @@ def _moved_up(frames):
     return [(moved if moved > start + _TOLERANCE else start, block, rate), second]
 
 # %% ../nbs/machinery/sounds.ipynb #4878ce7f
-def _timed(frames, container, report):
+def _timed(frames, path, container, report):
     "Mono blocks and their rate, of decoded frames of an open container, in time"
-    picture, first = _first_picture(container), list(islice(frames, 2))
+    picture, first = _first_picture(path), list(islice(frames, 2))
     if picture is not None: first = _moved_up(first)
     begins = [t for t in (picture, *(start for start, *_ in first[:1])) if t is not None]
     if picture is not None: report.before = picture - min(begins)
@@ -215,7 +219,7 @@ def _track_blocks(path, report):
         stream = _sound_stream(container, path)
         report.seconds = (container.duration or 0)/av.time_base
         if stream.codec_context.name.startswith("pcm"): report.loud = 1
-        yield from _timed(_mono_frames(_decoded(container, stream)), container, report)
+        yield from _timed(_mono_frames(_decoded(container, stream)), path, container, report)
 
 # %% ../nbs/machinery/sounds.ipynb #8f2e8070
 def _checked(path, blocks, report):

@@ -11,11 +11,11 @@ from dataclasses import astuple, fields
 from pathlib import Path
 import pandas as pd
 from .folders import is_hidden
-from .text_files import read_json
+from .text_files import read_json, replace_file
 from .toy_benchmark import (
     CLASS_COUNTS, benchmark_clip_files, write_ovmerd_plus, write_test_set)
 from .toy_files import (
-    ClipFiles, replace_file, write_clips, write_csv, write_labels, write_subtitles)
+    ClipFiles, write_clips, write_csv, write_labels, write_subtitles)
 from .toy_speech import espeak_folder
 from .toy_states import State, clip_rng, draw_state
 from .toy_words import caption_labels, describe, human_labels

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from .toy_files import replace_file, write_labels, write_subtitles
+from .text_files import replace_file
+from .toy_files import write_labels, write_subtitles
 from .toy_states import State, clip_rng, draw_state
 from .toy_words import human_labels
 

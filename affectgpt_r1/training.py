@@ -36,6 +36,7 @@ from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from .outcomes import check_outcome, trained_weights
 from .processes import compute_once, rank_and_world_size
 from .processing import AffectGPTProcessor, make_prompt
+from .text_files import replace_file
 
 # %% ../nbs/machinery/training.ipynb #c015
 def trainer_settings() -> dict:    # Arguments for a trl config
@@ -189,10 +190,8 @@ def _read_json(path):
 
 
 def _write_json(path, values):
-    "Write a file of json under another name first, so that one that exists is complete"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=1))
-    part.replace(path)
+    "Write a file of json"
+    replace_file(path, lambda part: part.write_text(json.dumps(values, indent=1)))
 
 # %% ../nbs/machinery/training.ipynb #eaaad3c5
 def _check_folder(out):

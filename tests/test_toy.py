@@ -29,7 +29,7 @@ from affectgpt_r1.toy_benchmark import (
     CLASS_COUNTS, EMOTION_OF, TOY_SETS, VALENCE, benchmark_folder, draw_classes)
 from affectgpt_r1.unibench import UNIBENCH
 from affectgpt_r1.toy_faces import draw_video
-from affectgpt_r1.toy_files import replace_file
+from affectgpt_r1.text_files import replace_file
 from affectgpt_r1.toy_states import (
     EMOTIONS, NEUTRAL_SHARE, PLEASANT_EMOTIONS, PRIORS, State, clip_rng, draw_state, intensity_band)
 from affectgpt_r1.toy_voices import synth_voice
