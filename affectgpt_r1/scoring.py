@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Answers', 'align_answers', 'pair_labels', 'label_rows', 'sector_masks', 'precision_recall', 'number_words',
-           'set_sums', 'check_undefined', 'divide', 'averages', 'bootstrap_draws', 'paired_p', 'ScoreResult',
-           'table_property']
+           'set_shares', 'set_sums', 'check_undefined', 'divide', 'averages', 'bootstrap_draws', 'paired_p',
+           'ScoreResult', 'table_property']
 
 # %% ../nbs/machinery/scoring.ipynb #526df9a7
 import re
@@ -195,19 +195,29 @@ def _distinct(numbers, counts, base):
     return np.unique((clips*base + numbers)[numbers >= 0])
 
 
-def set_sums(
+def set_shares(
     gold: np.ndarray,     # Numbers of the gold words of all clips, one after the other
     pred: np.ndarray,     # The same for the answers
     n_gold: np.ndarray,   # How many of them each clip has
     n_pred: np.ndarray,   # The same for the answers
-) -> tuple[float, float, int]:
-    "Sums of precision and recall of sets of numbers, and how many clips are scored"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Precision and recall of sets of numbers, and whether a clip is scored: each [clips]"
     base, n = 1 + max(gold.max(initial=0), pred.max(initial=0)), len(n_gold)
     gold, pred = _distinct(gold, n_gold, base), _distinct(pred, n_pred, base)
     hits = np.intersect1d(gold, pred, assume_unique=True)
     hit, n_g, n_q = (np.bincount(x // base, minlength=n) for x in (hits, gold, pred))
-    precision, recall = hit/np.maximum(n_q, 1), hit/np.maximum(n_g, 1)
-    return precision.sum(), recall.sum(), np.count_nonzero(n_g)
+    return hit/np.maximum(n_q, 1), hit/np.maximum(n_g, 1), n_g > 0
+
+# %% ../nbs/machinery/scoring.ipynb #4b5e27be
+def set_sums(
+    gold: np.ndarray,     # As in `set_shares`
+    pred: np.ndarray,     # As in `set_shares`
+    n_gold: np.ndarray,   # As in `set_shares`
+    n_pred: np.ndarray,   # As in `set_shares`
+) -> tuple[float, float, int]:
+    "Sums of precision and recall of sets of numbers, and how many clips are scored"
+    precision, recall, scored = set_shares(gold, pred, n_gold, n_pred)
+    return precision.sum(), recall.sum(), np.count_nonzero(scored)
 
 # %% ../nbs/machinery/scoring.ipynb #c020
 def check_undefined(
