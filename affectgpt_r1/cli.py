@@ -206,6 +206,14 @@ def _replicate(args):
     torch.set_num_threads(1)
     print_replication(replicate(args.runs, args.out))
 
+# %% ../nbs/machinery/cli.ipynb #8f89b57d
+def _score(args):
+    from affectgpt_r1.score_report import print_score
+    from affectgpt_r1.terminal import exit_code
+    wheels = args.wheels, args.root
+    sys.exit(exit_code(lambda: print_score(args.gold, args.pred, args.metric, args.level, *wheels,
+                                           args.json)))
+
 # %% ../nbs/machinery/cli.ipynb #fbece2df
 def _command(commands, name, function, text):
     "A command of its own"
@@ -268,6 +276,25 @@ def _add_stages(commands):
     evaluate = _stage(commands, "evaluate", _evaluate, "answers to the test clips")
     evaluate.add_argument("--mode", choices=["answer", "think"], help="that of the run by default")
 
+# %% ../nbs/machinery/cli.ipynb #0f2580f0
+def _add_wheels(parser):
+    "Which tables of emotion words"
+    parser.add_argument("--wheels", default="builtin", choices=["builtin", "v1", "v2026"],
+                        help="tables of emotion words; v1 and v2026 are the authors'")
+    parser.add_argument("--root", help="folder of the authors' tables")
+
+def _add_score(commands):
+    "The command that scores a file of answers"
+    score = _command(commands, "score", _score, "score a file of answers against a file of gold")
+    score.add_argument("gold", help="csv, json, jsonl, xlsx or npz; - is standard input")
+    score.add_argument("pred", nargs="?", help="the same; without it, gold and pred are columns "
+                                               "of one file")
+    score.add_argument("--metric", choices=["ew", "ovmer", "mer2025", "hit", "sentiment"],
+                       help="by default that of a label file's set, or ew")
+    score.add_argument("--level", default=1, type=int, choices=[1, 2], help="of ew")
+    _add_wheels(score)
+    score.add_argument("--json", action="store_true", help="for a script")
+
 # %% ../nbs/machinery/cli.ipynb #8906094d
 def _add_tools(commands):
     "Merging and rehearsing"
@@ -313,7 +340,7 @@ def _parsers():
     "The parser of the command line, and that of each command by its name"
     parser = argparse.ArgumentParser(prog="affectgpt-r1", allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_stages, _add_tools, _add_plan, _add_studies): add(commands)
+    for add in (_add_score, _add_stages, _add_tools, _add_plan, _add_studies): add(commands)
     return parser, commands.choices
 
 # %% ../nbs/machinery/cli.ipynb #7fe8a711
