@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
+from csv import reader
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from affectgpt_r1.benchmark_clips import check_unibench
 from affectgpt_r1.cli import main
 from affectgpt_r1.metrics import ew_interval, ew_score
 from affectgpt_r1.score_inputs import _stdin_bytes, as_labels, parse_cells, read_answer_file
@@ -287,3 +290,109 @@ def test_tables_of_2026_need_no_openpyxl(monkeypatch):
     monkeypatch.setattr("affectgpt_r1.wheel_files.find_spec", lambda name: None)
     monkeypatch.setattr("affectgpt_r1.wheel_files.read_wheel_sheet", None)
     assert load_wheels("v2026", root).fingerprint == load_tables("v2026", str(root)).fingerprint
+
+
+# ---- a challenge
+
+
+@pytest.fixture
+def names(tmp_path):
+    path = tmp_path / "candidates.csv"
+    path.write_text("\n".join(["name", *"dcba"]) + "\n")
+    return path
+
+
+def test_what_is_written_is_what_was_checked(tmp_path, pred, names):
+    "In the order of the names, readable by the authors' rule, the same bytes each time"
+    out = tmp_path / "answer.zip"
+    code, said, _ = command("submit", pred, names, "--out", out)
+    assert code == 0 and "no fault" in said and f"written and read back: {out}" in said
+    with zipfile.ZipFile(out) as z:
+        assert z.namelist() == ["answer.csv"]
+        rows = list(reader(io.StringIO(z.read("answer.csv").decode())))
+    assert rows[0] == ["name", "openset"] and [row[0] for row in rows[1:]] == list("dcba")
+    assert {n: as_labels(cell) for n, cell in rows[1:]} == {n: as_labels(PRED[n]) for n in PRED}
+    before = out.read_bytes()
+    assert command("submit", out, names, "--out", out)[0] == 0 and out.read_bytes() == before
+    npz = tmp_path / "answer.npz"
+    assert command("submit", pred, names, "--out", npz)[0] == 0
+    held = np.load(npz, allow_pickle=False)
+    assert held["filenames"].tolist() == list("dcba") and held["fileitems"][3] == "[joyful]"
+
+
+WRONG = {
+    "missing": ({"a": "[x]", "b": "[x]"}, "clips without an answer, 2: d, c"),
+    "look alike": (
+        {n: "[x]" for n in "abc"} | {"d.mp4": "[x]"},
+        "these look alike and are not the same: 'd' and 'd.mp4'",
+    ),
+    "no candidate": (PRED | {"e": "[x]"}, "answers to clips that are no candidates, 1: e"),
+    "long": (PRED | {"a": "[1, 2, 3, 4, 5, 6, 7, 8, 9]"}, "with more than 8 labels, 1: a"),
+    "control code": (PRED | {"a": "[hap\x1bpy]"}, "would be read as others, 1: a"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_fault_is_named_and_nothing_is_written(fault, tmp_path, names):
+    cells, message = WRONG[fault]
+    answers, out = csv(tmp_path / "answers.csv", cells), tmp_path / "answer.zip"
+    code, said, _ = command("submit", answers, names, "--out", out)
+    assert code == 1 and message in said and "not written" in said and not out.exists()
+    assert all(line.isprintable() for line in said.splitlines())
+
+
+def test_doubles_and_the_label_cap(tmp_path, names):
+    (tmp_path / "twice.csv").write_text("name,openset\na,x\nb,x\na,y\n")
+    code, _, err = command("submit", tmp_path / "twice.csv", names)
+    assert code == 1 and "more than one row for clip a" in err
+    long = csv(tmp_path / "long.csv", WRONG["long"][0])
+    assert command("submit", long, names, "--max-labels", 9)[0] == 0
+    found = json.loads(command("submit", long, names, "--json")[1])
+    assert found["most_labels"] == 9 and found["score"] is None and len(found["faults"]) == 1
+
+
+def test_a_submission_is_scored_beside_a_constant_answer(tmp_path, pred, names):
+    gold = csv(tmp_path / "gold.csv", {n: GOLD[n] for n in "ab"})
+    found = json.loads(command("submit", pred, names, "--gold", gold, "--json")[1])
+    want = ew_score({n: GOLD[n] for n in "ab"}, {n: PRED[n] for n in "ab"})
+    assert found["score"]["score"] == want.f
+    assert found["score"]["constant_baseline"] == pytest.approx(want.constant_baseline, abs=1e-12)
+    assert "constant answer" in command("submit", pred, names, "--gold", gold)[1]
+    assert "score: not known" in command("submit", pred, names)[1]
+
+
+# ---- the nine sets
+
+
+def test_clips_of_the_nine_sets(tmp_path):
+    "Counts, reasons, files, and clips that are training clips, too"
+    from affectgpt_r1.toy_benchmark import write_test_set
+
+    states = write_test_set(tmp_path, "IEMOCAPFour", 8, seed=0)
+    root = tmp_path / "unibench"
+    video = root / "iemocap-process/subvideo-tgt"
+    video.mkdir()
+    for name in [*states, "of_no_clip"]:
+        (video / f"{name}.avi").touch()
+    train = tmp_path / "train.csv"
+    train.write_text("\n".join(["name", f"{next(iter(states))}.avi", "another"]))
+    code, out, _ = command("check-data", "--unibench", root, "--train", train)
+    assert code == 1 and "8 clips in the label file, 1,241 expected" in out
+    assert "only Session 5 is the test" in out and "2,193 files" in out
+    assert f"clips that are in {train}, too, 1: {next(iter(states))}" in out
+    row = next(line.split() for line in out.splitlines() if line.startswith("  IEMOCAPFour"))
+    assert row[1:3] == ["8", "1,241"] and row[4:] == ["8", "0", "0", "8", "1"]
+    assert "not there: MER2023, MER2024, MELD" in out
+    assert command("check-data", "--unibench", tmp_path / "no")[0] == 1
+    with pytest.raises(ValueError, match="--unibench looks at the nine test sets alone"):
+        command("check-data", "--unibench", root, "--test", "a:b")
+
+
+@needs_reference
+def test_counts_of_the_authors_label_files():
+    "The published counts, and those of the clips that are scored"
+    found = {s.key: s for s in check_unibench(reference / "labels")}
+    assert {key: (s.n == s.expected) for key, s in found.items()} == dict.fromkeys(found, True)
+    scored = {key: s.scored for key, s in found.items()}
+    assert scored == dict(MER2023=323, MELD=1354, IEMOCAPFour=857, CMUMOSI=656, CMUMOSEI=3634,
+                          SIMS=388, SIMSv2=911)
