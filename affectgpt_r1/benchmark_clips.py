@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COUNT_REASONS', 'CheckedSet', 'check_unibench', 'unibench_faults', 'unibench_lines', 'print_unibench']
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #ce23dc58
+# %% ../nbs/machinery/benchmark_clips.ipynb #494bb44a
+import json
 import re
 import sys
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from .terminal import painter, print_lines, safe_text, table_lines, use_colour
 from .text_files import clean_name
 from .unibench import UNIBENCH, gold_file, read_gold
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #25d31988
+# %% ../nbs/machinery/benchmark_clips.ipynb #e3ad5b40
 COUNT_REASONS = {
     "MER2023": "the first test split (test1_corpus) of four splits; 88 clips are neutral",
     "MER2024": "the first test split (test1_corpus)",
@@ -37,7 +38,7 @@ COUNT_REASONS = {
                   "size of the RL set",
 }
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #a9a87228
+# %% ../nbs/machinery/benchmark_clips.ipynb #0673bdaf
 @dataclass(frozen=True, repr=False)
 class CheckedSet(ScoreResult):
     "What is there of a set of MER-UniBench"
@@ -51,7 +52,7 @@ class CheckedSet(ScoreResult):
     other: int      # Video files of no clip
     shared: dict    # Training file -> clips that are in it, too
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #9a810ba6
+# %% ../nbs/machinery/benchmark_clips.ipynb #a48723b1
 def _stem(name):
     "A clip's name, also if it is given as a file"
     return re.sub(r"\.[A-Za-z]\w{1,3}$", "", clean_name(name))
@@ -65,7 +66,7 @@ def _subtitle_names(file, column):
     "Clips with a row in a table of subtitles; none where there is no table"
     return set(map(_stem, read_csv(file, [column]).index)) if file.is_file() else set()
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #332491c9
+# %% ../nbs/machinery/benchmark_clips.ipynb #614969f0
 def _parts_of(root, key):
     "What -> names of the clips that have it"
     spec = UNIBENCH[key]
@@ -79,7 +80,7 @@ def _is_scored(gold):
     "Does a clip count? Its gold is a word, words or a number"
     return gold not in (0, "neutral", ["neutral"])
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #b77cff78
+# %% ../nbs/machinery/benchmark_clips.ipynb #a8c24afa
 def _check_set(root, key, path, training):
     "What is there of one set; `training`: file -> names"
     gold, parts = read_gold(path, key), _parts_of(root, key)
@@ -93,7 +94,7 @@ def _check_set(root, key, path, training):
         sum(map(_is_scored, gold.values())), {w: len(gold) - len(m) for w, m in missing.items()},
         missing, len(parts["video"] - set(names.values())), shared)
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #a50a707a
+# %% ../nbs/machinery/benchmark_clips.ipynb #a5b1c940
 def check_unibench(
     root: str | Path,                 # Folder that holds `meld-process` and the others
     training: list[str | Path] = (),  # Label files with a column `name`, of training clips
@@ -107,7 +108,7 @@ def check_unibench(
     places = list_some(f"{s.folder}/{s.label_file}" for s in UNIBENCH.values())
     raise FileNotFoundError(f"{root}: no label file of MER-UniBench; looked for {places}")
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #c45eab2d
+# %% ../nbs/machinery/benchmark_clips.ipynb #5df5c401
 def _set_faults(s):
     "What is wrong with a set, in words"
     if s.n != s.expected: yield f"{s.key}: {s.n:,} clips in the label file, {s.expected:,} expected"
@@ -117,14 +118,14 @@ def _set_faults(s):
         if names: yield (f"{s.key}: clips that are in {file}, too, {len(names):,}: "
                          f"{list_some(names, 3)}; leave them out of the training")
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #1c4f3c93
+# %% ../nbs/machinery/benchmark_clips.ipynb #5e78aef4
 def unibench_faults(
     sets: list[CheckedSet],   # From `check_unibench`
 ) -> list[str]:
     "What is not as it should be in the sets that are there"
     return [fault for s in sets for fault in _set_faults(s)]
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #cbba2ee6
+# %% ../nbs/machinery/benchmark_clips.ipynb #f7c160c8
 def unibench_lines(
     sets: list[CheckedSet],   # From `check_unibench`
     colour: bool = False,     # Paint them?
@@ -142,12 +143,14 @@ def unibench_lines(
             *([f"not there: {', '.join(absent)}"] if absent else []), "",
             *(faults or [paint("no fault", "green")])]
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #17c56fb3
+# %% ../nbs/machinery/benchmark_clips.ipynb #868ae644
 def print_unibench(
     root: str,             # As in `check_unibench`
     training: list[str],   # As in `check_unibench`
+    as_json: bool = False, # For a script: all names, not the first few
 ) -> int:                  # The exit code: 1 where there is a fault
     "Print which clips of MER-UniBench are there"
     sets = check_unibench(root, training)
-    print_lines(unibench_lines(sets, use_colour(sys.stdout)))
+    if as_json: print(json.dumps([s.to_dict() for s in sets], indent=2))
+    else: print_lines(unibench_lines(sets, use_colour(sys.stdout)))
     return 1 if unibench_faults(sets) else 0

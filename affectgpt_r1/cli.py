@@ -117,11 +117,11 @@ def _check_unibench(args):
                          "the training clips as --train")
     from affectgpt_r1.benchmark_clips import print_unibench
     from affectgpt_r1.terminal import exit_code
-    sys.exit(exit_code(lambda: print_unibench(args.unibench, args.train)))
+    sys.exit(exit_code(lambda: print_unibench(args.unibench, args.train, args.json)))
 
 def _check_data(args):
     if args.unibench: return _check_unibench(args)
-    if args.train: raise ValueError("--train is for --unibench; here give --caption or --human")
+    if args.train or args.json: raise ValueError("--train and --json belong to --unibench")
     from affectgpt_r1.splits import load_splits
     load_splits(**_sources(args), missing=args.missing, leakage=args.leakage)
 
@@ -292,6 +292,7 @@ def _add_check(commands):
                                                             "there, by name")
     check.add_argument("--train", nargs="+", default=[], metavar="CSV",
                        help="label files whose clips must not be in those sets")
+    check.add_argument("--json", action="store_true", help="of --unibench, for a script")
 
 def _add_stages(commands):
     "The stages of a run, in their order"
@@ -321,7 +322,7 @@ def _add_score(commands):
     _add_wheels(score)
     score.add_argument("--json", action="store_true", help="for a script")
 
-# %% ../nbs/machinery/cli.ipynb #41e5163d
+# %% ../nbs/machinery/cli.ipynb #874ace6d
 def _add_submit(commands):
     "The command that checks and writes what a challenge asks for"
     submit = _command(commands, "submit", _submit, "check answers for a challenge, and write them")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AnswerFile', 'read_answer_file', 'as_labels', 'as_word', 'as_number', 'as_polarity', 'parse_cells']
 
-# %% ../nbs/machinery/score_inputs.ipynb #b1328a25
+# %% ../nbs/machinery/score_inputs.ipynb #fabdc21d
 import re
 import sys
 import tempfile
@@ -22,7 +22,7 @@ from .tables import read_column, read_npz
 from .text_files import clean_name
 from .unibench import UNIBENCH, gold_file, read_answers, read_gold
 
-# %% ../nbs/machinery/score_inputs.ipynb #d448e2c2
+# %% ../nbs/machinery/score_inputs.ipynb #dbe888b8
 _LACKS = re.compile(r"has no column |: no \S+ for clip ")
 _REPLIES = "; to read labels out of replies, see affectgpt_r1.evaluate.read_labels"
 
@@ -32,34 +32,39 @@ def _no_column(path, message, columns):
     hint = _REPLIES if re.search(r"columns are .*\breply\b", tail) else ""
     return head + tail.replace(columns[0], " or ".join(columns), 1) + hint
 
+def _is_mapping(path):
+    "Is it json without columns, as {\"clip1\": [\"happy\"]}? Then it has any column"
+    try: return bool(read_column(path, "no such column"))
+    except ValueError: return False
+
 def _first_column(path, columns):
-    "Clip -> cell, of the first of `columns` that a file has"
+    "(clip -> cell, column) of the first of `columns` that a file has"
     faults = []
     for column in columns:
-        try: return read_column(path, column)
+        try: return read_column(path, column), None if _is_mapping(path) else column
         except ValueError as e: faults.append(str(e))
     other = [fault for fault in faults if not _LACKS.search(fault)]
     raise ValueError(other[0] if other else _no_column(path, faults[0], columns))
 
-# %% ../nbs/machinery/score_inputs.ipynb #812f0c42
+# %% ../nbs/machinery/score_inputs.ipynb #bcf1c491
 def _set_of(path):
     "The set of MER-UniBench that a label file belongs to, by its place; None if to none"
     folders = path.parent, path.parent.parent
     return next((key for key in UNIBENCH for f in folders if gold_file(f, key) == path), None)
 
 def _read_npz(path):
-    "(clip -> cell, set or None) of a file of answers or a label file"
+    "(clip -> cell, no column, set or None) of a file of answers or a label file"
     held, key = read_npz(path), _set_of(path)
     if {"filenames", "fileitems"} & held.keys():
-        return {clean_name(name): x for name, x in read_answers(path).items()}, None
-    if key: return read_gold(path, key), key
+        return {clean_name(name): x for name, x in read_answers(path).items()}, None, None
+    if key: return read_gold(path, key), None, key
     if "name2reason" in held:
         raise ValueError(f"{path}: holds whole replies (name2reason), not labels: give the file "
                          "that ends in -openset.npz")
     raise ValueError(f"{path}: holds {list_some(held)}: it is neither a file of answers "
                      "(filenames, fileitems) nor named as a label file, like meld_label.npz")
 
-# %% ../nbs/machinery/score_inputs.ipynb #34f432e1
+# %% ../nbs/machinery/score_inputs.ipynb #af5ceabf
 @lru_cache(maxsize=1)
 def _stdin_bytes():
     "What comes through the pipe, which can be read only once"
@@ -78,15 +83,15 @@ def _copied(path):
     data = _zipped_csv(path) if Path(path).is_file() else None
     return None if data is None else (data, str(path))
 
-# %% ../nbs/machinery/score_inputs.ipynb #1be970c5
+# %% ../nbs/machinery/score_inputs.ipynb #6aa9d2d2
 def _is_npz(path):
     "Does a file hold numpy arrays?"
     if not zipfile.is_zipfile(path): return False
     with zipfile.ZipFile(path) as z: return any(n.endswith(".npy") for n in z.namelist())
 
 def _read_file(path, columns):
-    "(clip -> cell, set or None) of a file on disk"
-    return _read_npz(path) if _is_npz(path) else (_first_column(path, columns), None)
+    "(clip -> cell, column or None, set or None) of a file on disk"
+    return _read_npz(path) if _is_npz(path) else (*_first_column(path, columns), None)
 
 def _read_copy(data, name, columns):
     "The same of bytes, whose errors name where they came from"
@@ -96,12 +101,13 @@ def _read_copy(data, name, columns):
         try: return _read_file(copy, columns)
         except ValueError as e: raise ValueError(str(e).replace(str(copy), name)) from None
 
-# %% ../nbs/machinery/score_inputs.ipynb #1797127b
+# %% ../nbs/machinery/score_inputs.ipynb #42d6dabd
 @dataclass(frozen=True)
 class AnswerFile:
     "A column of a file, by clip"
     name: str           # Of the file; "stdin" for a pipe
     cells: dict         # Clip -> cell, in the order of the file
+    column: str | None  # Its name; None for npz and for json without columns
     key: str | None     # Key of `UNIBENCH`, if it is a label file
 
 def read_answer_file(
@@ -114,7 +120,7 @@ def read_answer_file(
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
     return AnswerFile(str(path), *_read_file(Path(path), columns))
 
-# %% ../nbs/machinery/score_inputs.ipynb #82b47037
+# %% ../nbs/machinery/score_inputs.ipynb #64b12522
 def as_labels(
     cell: Any,     # A string, by the authors' rule, or a list of strings
 ) -> list[str]:
@@ -129,7 +135,7 @@ def as_word(
     if len(words) == 1: return words
     raise ValueError(f"exactly one word is needed, not {shorten(cell)}")
 
-# %% ../nbs/machinery/score_inputs.ipynb #5a5a34ae
+# %% ../nbs/machinery/score_inputs.ipynb #2a09fc73
 def as_number(
     cell: Any,     # A number, or its text
 ) -> float:
@@ -146,7 +152,7 @@ def as_polarity(
     if isinstance(cell, str): return cell
     raise ValueError(f"a polarity is needed, not {shorten(cell)}")
 
-# %% ../nbs/machinery/score_inputs.ipynb #fdb37698
+# %% ../nbs/machinery/score_inputs.ipynb #376286d6
 def _more(n): return f" and {n:,} more" if n > 0 else ""
 
 def parse_cells(

@@ -126,6 +126,13 @@ def test_one_file_with_both(tmp_path):
     assert json.loads(out)["score"] == ew_score(GOLD, PRED).f
 
 
+def test_one_file_without_gold_is_refused(tmp_path):
+    "It would be scored against itself"
+    for kind in ("npz", "json"):
+        code, _, err = command("score", as_file(kind, tmp_path, PRED))
+        assert code == 1 and "give the gold, too: affectgpt-r1 score GOLD" in err
+
+
 def test_levels_and_answers_without_gold(gold, tmp_path):
     more = csv(tmp_path / "more.csv", PRED | {"e": "[happy]"})
     found = json.loads(command("score", gold, more, "--level", 2, "--json")[1])
@@ -383,6 +390,8 @@ def test_clips_of_the_nine_sets(tmp_path):
     row = next(line.split() for line in out.splitlines() if line.startswith("  IEMOCAPFour"))
     assert row[1:3] == ["8", "1,241"] and row[4:] == ["8", "0", "0", "8", "1"]
     assert "not there: MER2023, MER2024, MELD" in out
+    (found,) = json.loads(command("check-data", "--unibench", root, "--json")[1])
+    assert found["missing"]["audio"] == list(states) and found["shared"] == {}
     assert command("check-data", "--unibench", tmp_path / "no")[0] == 1
     with pytest.raises(ValueError, match="--unibench looks at the nine test sets alone"):
         command("check-data", "--unibench", root, "--test", "a:b")
