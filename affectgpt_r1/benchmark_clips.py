@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COUNT_REASONS', 'CheckedSet', 'check_unibench', 'unibench_faults', 'unibench_lines', 'print_unibench']
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #494bb44a
+# %% ../nbs/machinery/benchmark_clips.ipynb #a77a9cff
 import json
 import re
 import sys
@@ -19,7 +19,7 @@ from .terminal import painter, print_lines, safe_text, table_lines, use_colour
 from .text_files import clean_name
 from .unibench import UNIBENCH, gold_file, read_gold
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #e3ad5b40
+# %% ../nbs/machinery/benchmark_clips.ipynb #daf58b60
 COUNT_REASONS = {
     "MER2023": "the first test split (test1_corpus) of four splits; 88 clips are neutral",
     "MER2024": "the first test split (test1_corpus)",
@@ -38,7 +38,7 @@ COUNT_REASONS = {
                   "size of the RL set",
 }
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #0673bdaf
+# %% ../nbs/machinery/benchmark_clips.ipynb #54d10aea
 @dataclass(frozen=True, repr=False)
 class CheckedSet(ScoreResult):
     "What is there of a set of MER-UniBench"
@@ -52,7 +52,7 @@ class CheckedSet(ScoreResult):
     other: int      # Video files of no clip
     shared: dict    # Training file -> clips that are in it, too
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #a48723b1
+# %% ../nbs/machinery/benchmark_clips.ipynb #38993352
 def _stem(name):
     "A clip's name, also if it is given as a file"
     return re.sub(r"\.[A-Za-z]\w{1,3}$", "", clean_name(name))
@@ -66,7 +66,7 @@ def _subtitle_names(file, column):
     "Clips with a row in a table of subtitles; none where there is no table"
     return set(map(_stem, read_csv(file, [column]).index)) if file.is_file() else set()
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #614969f0
+# %% ../nbs/machinery/benchmark_clips.ipynb #947319d9
 def _parts_of(root, key):
     "What -> names of the clips that have it"
     spec = UNIBENCH[key]
@@ -80,7 +80,7 @@ def _is_scored(gold):
     "Does a clip count? Its gold is a word, words or a number"
     return gold not in (0, "neutral", ["neutral"])
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #a8c24afa
+# %% ../nbs/machinery/benchmark_clips.ipynb #26e293c0
 def _check_set(root, key, path, training):
     "What is there of one set; `training`: file -> names"
     gold, parts = read_gold(path, key), _parts_of(root, key)
@@ -94,7 +94,7 @@ def _check_set(root, key, path, training):
         sum(map(_is_scored, gold.values())), {w: len(gold) - len(m) for w, m in missing.items()},
         missing, len(parts["video"] - set(names.values())), shared)
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #a5b1c940
+# %% ../nbs/machinery/benchmark_clips.ipynb #d91bb62b
 def check_unibench(
     root: str | Path,                 # Folder that holds `meld-process` and the others
     training: list[str | Path] = (),  # Label files with a column `name`, of training clips
@@ -108,24 +108,27 @@ def check_unibench(
     places = list_some(f"{s.folder}/{s.label_file}" for s in UNIBENCH.values())
     raise FileNotFoundError(f"{root}: no label file of MER-UniBench; looked for {places}")
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #5df5c401
+# %% ../nbs/machinery/benchmark_clips.ipynb #36184f3c
 def _set_faults(s):
     "What is wrong with a set, in words"
     if s.n != s.expected: yield f"{s.key}: {s.n:,} clips in the label file, {s.expected:,} expected"
+    none = [what for what, n in s.there.items() if n == 0]
+    if none: yield f"{s.key}: no {', no '.join(none)} in {UNIBENCH[s.key].folder}"
     for what, names in s.missing.items():
-        if names: yield f"{s.key}: clips without {what}, {len(names):,}: {list_some(names, 3)}"
+        if names and s.there[what]:
+            yield f"{s.key}: clips without {what}, {len(names):,}: {list_some(names, 3)}"
     for file, names in s.shared.items():
         if names: yield (f"{s.key}: clips that are in {file}, too, {len(names):,}: "
                          f"{list_some(names, 3)}; leave them out of the training")
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #5e78aef4
+# %% ../nbs/machinery/benchmark_clips.ipynb #1b965455
 def unibench_faults(
     sets: list[CheckedSet],   # From `check_unibench`
 ) -> list[str]:
     "What is not as it should be in the sets that are there"
     return [fault for s in sets for fault in _set_faults(s)]
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #f7c160c8
+# %% ../nbs/machinery/benchmark_clips.ipynb #a3ddf711
 def unibench_lines(
     sets: list[CheckedSet],   # From `check_unibench`
     colour: bool = False,     # Paint them?
@@ -143,7 +146,7 @@ def unibench_lines(
             *([f"not there: {', '.join(absent)}"] if absent else []), "",
             *(faults or [paint("no fault", "green")])]
 
-# %% ../nbs/machinery/benchmark_clips.ipynb #868ae644
+# %% ../nbs/machinery/benchmark_clips.ipynb #d7c56bb7
 def print_unibench(
     root: str,             # As in `check_unibench`
     training: list[str],   # As in `check_unibench`

@@ -308,7 +308,7 @@ def _add_wheels(parser):
     "Which tables of emotion words"
     parser.add_argument("--wheels", default="builtin", choices=["builtin", "v1", "v2026"],
                         help="tables of emotion words; v1 and v2026 are the authors'")
-    parser.add_argument("--root", help="folder of the authors' tables")
+    parser.add_argument("--root", metavar="DIR", help="folder of the authors' tables")
 
 def _add_score(commands):
     "The command that scores a file of answers"
@@ -322,15 +322,17 @@ def _add_score(commands):
     _add_wheels(score)
     score.add_argument("--json", action="store_true", help="for a script")
 
-# %% ../nbs/machinery/cli.ipynb #874ace6d
+# %% ../nbs/machinery/cli.ipynb #f89e8809
 def _add_submit(commands):
     "The command that checks and writes what a challenge asks for"
     submit = _command(commands, "submit", _submit, "check answers for a challenge, and write them")
     submit.add_argument("pred", help="csv, json, jsonl, xlsx, npz or the zip file to upload")
     submit.add_argument("candidates", help="csv with the names of all clips")
-    submit.add_argument("--out", help="zip, csv or npz file to write, if there is no fault")
-    submit.add_argument("--max-labels", default=8, type=int, help="most labels of an answer")
-    submit.add_argument("--gold", help="gold of some of the clips, to score them")
+    submit.add_argument("--out", metavar="FILE",
+                        help="zip, csv or npz file to write, if there is no fault")
+    submit.add_argument("--max-labels", default=8, type=int, metavar="N",
+                        help="most labels of an answer")
+    submit.add_argument("--gold", metavar="FILE", help="gold of some of the clips, to score them")
     _add_wheels(submit)
     submit.add_argument("--json", action="store_true", help="for a script")
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['safe_text', 'use_colour', 'painter', 'table_lines', 'print_lines', 'exit_code']
 
-# %% ../nbs/machinery/terminal.ipynb #3e70c63e
+# %% ../nbs/machinery/terminal.ipynb #01aeddc4
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
-# %% ../nbs/machinery/terminal.ipynb #e859ef6e
+# %% ../nbs/machinery/terminal.ipynb #8305968c
 def safe_text(
     text: Any,              # What a file or a model says
     max_chars: int = 200,   # Longer texts are cut
@@ -22,7 +22,7 @@ def safe_text(
     if len(text) > max_chars: text = text[:max_chars - 1] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
-# %% ../nbs/machinery/terminal.ipynb #15e4f68c
+# %% ../nbs/machinery/terminal.ipynb #74bdbc09
 def use_colour(
     stream: TextIO,   # Where it is printed, as `sys.stdout`
 ) -> bool:
@@ -30,7 +30,7 @@ def use_colour(
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return stream.isatty() and not plain
 
-# %% ../nbs/machinery/terminal.ipynb #b7c5f7c9
+# %% ../nbs/machinery/terminal.ipynb #86a7820e
 _STYLES = dict(bold=1, dim=2, red=31, green=32, yellow=33)
 
 def painter(
@@ -40,7 +40,7 @@ def painter(
     def paint(text, style): return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if colour else text
     return paint
 
-# %% ../nbs/machinery/terminal.ipynb #893bcdd5
+# %% ../nbs/machinery/terminal.ipynb #f15fdea4
 def table_lines(
     rows: Iterable[Iterable],   # Texts and numbers as they are to be printed; the first is the head
 ) -> list[str]:
@@ -51,7 +51,7 @@ def table_lines(
                                      *map(str.rjust, row[1:], widths[1:])]).rstrip()
     return [line(row) for row in rows]
 
-# %% ../nbs/machinery/terminal.ipynb #08d99798
+# %% ../nbs/machinery/terminal.ipynb #fd8d7285
 def print_lines(
     lines: Iterable[str],          # What is printed
     stream: TextIO | None = None,  # Standard output by default
@@ -62,20 +62,28 @@ def print_lines(
     for line in lines:
         print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
-# %% ../nbs/machinery/terminal.ipynb #0330ad6b
+# %% ../nbs/machinery/terminal.ipynb #c058574f
 def _say(kind, message):
     "Print a message on the error stream"
     lines = f"{kind}: {message}".split("\n")
     print_lines([safe_text(line, 2000) for line in lines], sys.stderr)
+def _leave_pipe():
+    "The reader of a pipe, as `head`, has enough: nothing more is written, and that is no error"
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
-# %% ../nbs/machinery/terminal.ipynb #e217e2e3
+# %% ../nbs/machinery/terminal.ipynb #f6df6539
 def exit_code(
     work: Callable[[], int],   # A command; returns 0, or 1 where a check finds a fault
 ) -> int:
     "What `work` returns; 1, with a message, where its input cannot be used"
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *args, **kwargs: _say("warning", message)
-        try: return work()
+        try:
+            code = work()
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError: return _leave_pipe()
         except (ValueError, KeyError, OSError, ImportError) as e:
             _say("error", e.args[0] if isinstance(e, KeyError) else e)
             return 1

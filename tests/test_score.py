@@ -236,6 +236,20 @@ main(sys.argv[1:])
     assert run.returncode == 0 and run.stdout.startswith("EW F  ") and not run.stderr
 
 
+def test_a_pipe_that_closes_early_is_no_error(gold, pred):
+    args = [sys.executable, "-m", "affectgpt_r1", "score", gold, pred]
+    read, write = os.pipe()
+    os.close(read)
+    run = subprocess.run(args, stdout=write, stderr=subprocess.PIPE, env={"PYTHONPATH": str(ROOT)})
+    os.close(write)
+    assert (run.returncode, run.stderr) == (0, b"")
+
+
+def test_the_package_is_small():
+    files = [p for p in (ROOT / "affectgpt_r1").rglob("*") if "__pycache__" not in p.parts]
+    assert sum(p.stat().st_size for p in files if p.is_file()) < 5e6
+
+
 # ---- the authors' data
 
 load_tables = lru_cache(load_wheels)  # Excel files are slow to read
@@ -388,6 +402,7 @@ def test_clips_of_the_nine_sets(tmp_path):
     assert "only Session 5 is the test" in out and "2,193 files" in out
     assert f"clips that are in {train}, too, 1: {next(iter(states))}" in out
     row = next(line.split() for line in out.splitlines() if line.startswith("  IEMOCAPFour"))
+    assert "IEMOCAPFour: no audio, no faces in iemocap-process" in out
     assert row[1:3] == ["8", "1,241"] and row[4:] == ["8", "0", "0", "8", "1"]
     assert "not there: MER2023, MER2024, MELD" in out
     (found,) = json.loads(command("check-data", "--unibench", root, "--json")[1])
