@@ -26,7 +26,8 @@ PACKAGE = ROOT / "affectgpt_r1"
 MODULES = modules()
 LIGHT = [
     "messages", "processes", "labels", "markup", "fields", "tables", "wheel_files", "wheels",
-    "scoring", "metrics", "unibench"]
+    "scoring", "metrics", "unibench", "terminal", "intervals", "score_inputs", "score_report",
+    "submissions", "benchmark_clips"]
 MOST_LINES = 420
 MOST_CELL_LINES = 20
 
