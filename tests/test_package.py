@@ -26,7 +26,7 @@ PACKAGE = ROOT / "affectgpt_r1"
 MODULES = modules()
 LIGHT = [
     "messages", "processes", "labels", "markup", "fields", "tables", "wheel_files", "wheels",
-    "scoring", "metrics", "unibench"]
+    "scoring", "metrics", "unibench", "mentions", "rewards", "engines"]
 MOST_LINES = 420
 MOST_CELL_LINES = 20
 
