@@ -320,8 +320,9 @@ def _train(model, processor, rows, rewards, args, settings, wheels, callbacks, r
     train, held_out = grpo_rows(dataset, mode), validation and grpo_rows(validation, mode)
     set_seed(args.seed)   # the first weights of the adapters depend on it
     trainer = HeldOutTrainer(
-        model, guard_rewards(rewards[0], mode, out), args, train, processing_class=processor,
-        eval_dataset=held_out, peft_config=lora, callbacks=list(callbacks))
+        model, guard_rewards(rewards[0], mode, out, rewards[1]), args, train,
+        processing_class=processor, eval_dataset=held_out, peft_config=lora,
+        callbacks=list(callbacks))
     trainer.score = partial(held_out_score, processor=processor, dataset=validation, mode=mode,
                             wheels=wheels, max_new_tokens=limit)
     log = run_training(trainer, "GRPO", resume)

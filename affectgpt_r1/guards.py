@@ -7,6 +7,7 @@ __all__ = ['reward_name', 'guard_rewards', 'EpochOrder']
 
 # %% ../nbs/machinery/guards.ipynb #242ba96f
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial, wraps
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -77,8 +78,8 @@ def _check_scored(name, scored, out):
             "training, or add a reward that scores them.")
 
 # %% ../nbs/machinery/guards.ipynb #c69a2aa4
-def _guarded(f, plain, all_plain, scored, mode, out):
-    "A reward with clear errors; `scored` counts, of each clip of this step, the scores of all"
+def _guarded(f, plain, counts, all_plain, scored, mode, out):
+    "A reward with clear errors; `scored` counts, of each clip of this step, the scores that count"
     @wraps(f)
     def reward(completions, name, **columns):
         values = _rewards_of(f, out, completions, name, columns)
@@ -87,7 +88,7 @@ def _guarded(f, plain, all_plain, scored, mode, out):
             scored.clear()
             columns["log_extra"]("clip", list(name))
             columns["log_metric"]("words", _words_per_answer(completions, mode))
-        scored.update(n for n, value in zip(name, values) if value is not None)
+        if counts: scored.update(n for n, value in zip(name, values) if value is not None)
         if f is plain[-1] and all_plain: _check_scored(name, scored, out)
         return values
     reward.__name__ = reward_name(f)
@@ -98,12 +99,14 @@ def guard_rewards(
     functions: list,   # Reward functions, as trl takes them
     mode: str,         # "answer" or "think"
     out: str | Path,   # Folder of the run
+    weights: Sequence[float] | None = None,   # Of the functions; all count if None
 ) -> list:
     "The reward functions with clear errors; the first also logs clips and words per answer"
     plain = [f for f in functions if _is_plain(f)]
-    guarded = partial(_guarded, plain=plain, all_plain=plain == functions, scored=Counter(),
-                      mode=mode, out=out)
-    return [guarded(f) if f in plain else f for f in functions]
+    pairs = [*zip(functions, weights or [1.] * len(functions), strict=True)]
+    guarded = partial(_guarded, plain=plain, scored=Counter(), mode=mode, out=out,
+                      all_plain=all(_is_plain(f) for f, weight in pairs if weight))
+    return [guarded(f, counts=bool(weight)) if _is_plain(f) else f for f, weight in pairs]
 
 # %% ../nbs/machinery/guards.ipynb #g022
 class EpochOrder(TrainerCallback):

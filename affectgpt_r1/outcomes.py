@@ -96,6 +96,15 @@ def _best(state, log):
     if scores and all(map(_is_no_number, scores)):
         yield "the score on the held-out clips never was a number, so the last weights were kept"
 
+# %% ../nbs/machinery/outcomes.ipynb #ce6ef0bc
+def _silent(rewards, state):
+    "Rewards that count and never were a number; raises ValueError where that is all of them"
+    silent = sorted({*rewards} & {*_unscored(state.log_history)})
+    if silent and len(silent) == len({*rewards}):
+        raise ValueError(f"of the rewards that count none ever was a number ({list_some(silent)}), "
+                         "so no answer was preferred to another. Do they know these clips' gold?")
+    return silent
+
 # %% ../nbs/machinery/outcomes.ipynb #fa3f1ad6
 def check_outcome(
     before: dict[str, str],         # From `trained_weights`, before the first step
@@ -109,7 +118,7 @@ def check_outcome(
     weights = after if isinstance(after, Mapping) else after.state_dict()
     changed, reasons = _check_weights(before, weights), reasons_in(state.log_history, limit)
     idle = f"no weight has changed in {state.global_step} steps"
-    silent = set(rewards) & set(_unscored(state.log_history))
+    silent = _silent(rewards, state)
     if not changed and (silent or not _has_no_signal(state.log_history)):
         raise ValueError(f"{idle}: {'; '.join(reasons) or _UNKNOWN}.")
     if not changed: reasons.insert(0, idle)
