@@ -26,8 +26,8 @@ from .checkpoints import adapters_for, find_base, hide_known_warnings
 from .fingerprints import (
     function_hash, generation_hash, model_state, weights_hash)
 from .grpo_trainer import (
-    AffectGRPOTrainer, HeldOutTrainer, check_clips_reach_policy, steps_between_samplings)
-from .guards import guard_rewards, reward_name
+    AffectGRPOTrainer, HeldOutTrainer, steps_between_samplings)
+from .guards import check_clips_reach_policy, guard_rewards, reward_name
 from .inference import generate_replies, generation_config
 from .labels import check_mode, completion_text, make_target, parse_response
 from .metrics import ew_score
