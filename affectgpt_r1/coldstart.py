@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from .chats import check_text, control_tokens, truncate_text
 from .checkpoints import adapters_for, find_base, hide_known_warnings
+from .features import check_features
 from .fingerprints import model_state, weights_hash
 from .guards import ClipCheck, CountsClips
 from .labels import MODES, check_mode, make_target
@@ -163,6 +164,7 @@ def cold_start(
 ) -> list[dict]:                     # trl's log history
     "Supervised fine-tuning; saves all weights or adapters to `out`"
     check_data(processor, dataset, validation)
+    check_features(model, processor)
     settings = _settings(model, recipe, dict(seed=0) | changes)
     args = _sft_config(out, settings, validation)
     _check_batches(len(dataset), args)

@@ -23,6 +23,7 @@ from trl import GRPOConfig
 
 # %% ../nbs/11_grpo.ipynb #f342ff60
 from .checkpoints import adapters_for, find_base, hide_known_warnings
+from .features import check_features
 from .fingerprints import (
     function_hash, generation_hash, model_state, weights_hash)
 from .grpo_trainer import (
@@ -278,6 +279,7 @@ def _checked(functions, weights):
 def _prepare(model, processor, rows, recipe, changes):
     "All settings of a run; raises ValueError where nothing could be learnt with them, or from rows"
     check_data(processor, *rows)
+    check_features(model, processor)
     settings = _settings(model, recipe, changes)
     _check_length(processor, settings["mode"], settings["max_new_tokens"])
     return settings
