@@ -30,6 +30,7 @@ from .cards import model_card
 from .chats import clips_of
 from .checkpoints import find_base, gathered_weights, load_stage, save_stage
 from .containers import media_streams
+from .features import check_features
 from .labels import MODES, check_mode, parse_response
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from .processing import END, AffectGPTProcessor, make_prompt
@@ -112,6 +113,7 @@ def _evaluating(model):
 # %% ../nbs/machinery/inference.ipynb #026dc88d
 def _prompt_tensors(model, processor, chats, **how):
     "The prompts of a batch, padded on the left, where the model is"
+    if how.get("use_features", True): check_features(model, processor)
     inputs = processor.apply_chat_template(
         chats, tokenize=True, return_dict=True, add_generation_prompt=True, padding=True,
         return_tensors="pt", **how)
