@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENGINE_CONTRACTS', 'reply_scorer', 'async_reward', 'verl_score', 'swift_rewards', 'openrlhf_reward', 'choice_gold',
-           'choice_reward', 'nemo_reward', 'verifiers_reward', 'tinker_env', 'EngineContract']
+           'choice_reward', 'nemo_reward', 'verifiers_reward', 'import_engine', 'tinker_env', 'EngineContract']
 
 # %% ../nbs/machinery/engines.ipynb #ccc1dc4e
 import asyncio
@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from importlib import import_module
+from types import ModuleType
 
 from .labels import parse_response
 from .rewards import RewardRecipe, make_rewards
 from .wheels import EmotionWheels
 
-# %% ../nbs/machinery/engines.ipynb #9b4a843a
+# %% ../nbs/machinery/engines.ipynb #6ff63b12
 def reply_scorer(
     recipe: str | RewardRecipe = "acc+format",  # As in `make_rewards`
     wheels: EmotionWheels | None = None,        # As in `make_rewards`
@@ -34,7 +35,7 @@ def reply_scorer(
         return {"score": sum(w * p for w, p in zip(weights, parts.values()))} | parts
     return score
 
-# %% ../nbs/machinery/engines.ipynb #25f7a5b1
+# %% ../nbs/machinery/engines.ipynb #f79b16ae
 def async_reward(
     reward: Callable,  # Any reward of this page, or one of `make_rewards`
 ) -> Callable:         # The same as a coroutine function
@@ -67,7 +68,7 @@ def _plugin(function: Callable, is_async: bool) -> type:
     if is_async: Reward.__call__ = async_reward(Reward.__call__)
     return Reward
 
-# %% ../nbs/machinery/engines.ipynb #2f28c747
+# %% ../nbs/machinery/engines.ipynb #348c1984
 def swift_rewards(
     recipe: str | RewardRecipe = "acc+format",  # As in `make_rewards`
     wheels: EmotionWheels | None = None,        # As in `make_rewards`
@@ -80,7 +81,7 @@ def swift_rewards(
     functions, _ = make_rewards(recipe, wheels, penalty, mode, judge)
     return {f"affectgpt_{f.__name__}": _plugin(f, is_async) for f in functions}
 
-# %% ../nbs/machinery/engines.ipynb #d09c06e3
+# %% ../nbs/machinery/engines.ipynb #7d5f8900
 _CLOSING = re.compile(r"(?:\s*(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>))+\s*$")
 
 def _reply_in(query: str, prompt: str) -> str:
@@ -91,7 +92,7 @@ def _reply_in(query: str, prompt: str) -> str:
         raise ValueError(f"the query does not hold the end of its prompt, {end!r}")
     return _CLOSING.sub("", query[start:])
 
-# %% ../nbs/machinery/engines.ipynb #2749bd5a
+# %% ../nbs/machinery/engines.ipynb #00c22483
 def openrlhf_reward(
     recipe: str | RewardRecipe = "acc+format",  # As in `make_rewards`
     wheels: EmotionWheels | None = None,        # As in `make_rewards`
@@ -108,7 +109,7 @@ def openrlhf_reward(
         return dict(rewards=total, scores=next(iter(parts.values())), extra_logs=parts)
     return reward_func
 
-# %% ../nbs/machinery/engines.ipynb #d1ad75a5
+# %% ../nbs/machinery/engines.ipynb #3a4e3731
 _OPTION = re.compile(r"\s*\(?([A-Z])[).:、]\s*(.*\S)\s*", re.DOTALL)
 
 def _read_options(options) -> dict[str, str]:
@@ -119,7 +120,7 @@ def _read_options(options) -> dict[str, str]:
         raise ValueError(f"option {odd[0]!r} does not begin with a letter, as 'A. happy' does")
     return dict(x.groups() for x in found)
 
-# %% ../nbs/machinery/engines.ipynb #8e4bff89
+# %% ../nbs/machinery/engines.ipynb #91e344b3
 def choice_gold(
     row: Mapping,  # With "answer", as "A,E", and "options", as ["A. happy", "B. sad", …]
 ) -> str:
@@ -131,7 +132,7 @@ def choice_gold(
                          f"{', '.join(options)}")
     return json.dumps(dict(letters=letters, options=options), ensure_ascii=False)
 
-# %% ../nbs/machinery/engines.ipynb #f3d4f3e8
+# %% ../nbs/machinery/engines.ipynb #20f0e3dc
 def _choices(answer: str, options: dict[str, str]) -> list[str]:
     "The letters that an answer names; a part that names no option stays as it is"
     letters, found = {word.lower(): letter for letter, word in options.items()}, []
@@ -144,7 +145,7 @@ def _choices(answer: str, options: dict[str, str]) -> list[str]:
         else: found += list(part.replace(" ", "")) if {*part} <= {*options, " "} else [part]
     return list(dict.fromkeys(found))
 
-# %% ../nbs/machinery/engines.ipynb #5c56383a
+# %% ../nbs/machinery/engines.ipynb #7acc45f5
 def choice_reward(
     ground_truth: str,  # From `choice_gold`
     response: str,      # What the model wrote
@@ -156,7 +157,7 @@ def choice_reward(
     gold = {*row["letters"]}
     return 2*len(gold & found) / (len(gold) + len(found)), gold == found
 
-# %% ../nbs/machinery/engines.ipynb #633d8b25
+# %% ../nbs/machinery/engines.ipynb #328b5338
 def _words_for_letters(ground_truth: str, response: str) -> tuple[str | list[str], str]:
     "Gold and reply with words in place of letters, where the gold is from `choice_gold`"
     if not ground_truth.lstrip().startswith("{"): return ground_truth, response
@@ -166,7 +167,7 @@ def _words_for_letters(ground_truth: str, response: str) -> tuple[str | list[str
         return f"<answer>{', '.join(words(_choices(match[1], row['options'])))}</answer>"
     return words(row["letters"]), re.sub(r"(?s)<answer>(.*)</answer>", answer, response)
 
-# %% ../nbs/machinery/engines.ipynb #f6babd7b
+# %% ../nbs/machinery/engines.ipynb #5ce787c9
 def nemo_reward(
     recipe: str | RewardRecipe = "acc",   # As in `make_rewards`
     wheels: EmotionWheels | None = None,  # As in `make_rewards`
@@ -181,7 +182,7 @@ def nemo_reward(
         return total, first >= 1
     return reward
 
-# %% ../nbs/machinery/engines.ipynb #37021169
+# %% ../nbs/machinery/engines.ipynb #efbcc32b
 def verifiers_reward(
     recipe: str | RewardRecipe = "acc+format",  # As in `make_rewards`
     wheels: EmotionWheels | None = None,        # As in `make_rewards`
@@ -198,7 +199,7 @@ def verifiers_reward(
         return total
     return emotion_reward
 
-# %% ../nbs/machinery/engines.ipynb #f56fb08a
+# %% ../nbs/machinery/engines.ipynb #c31034c4
 def _message_text(message: Mapping) -> str:
     "The text of a message, with its thoughts in `<think>`"
     content = message["content"]
@@ -206,12 +207,16 @@ def _message_text(message: Mapping) -> str:
     return "".join(f"<think>{part['thinking']}</think>" if part["type"] == "thinking"
                    else part.get("text", "") for part in content)
 
-def _engine(module: str, install: str):
-    "A module of an engine; raises ImportError that says what to install"
+# %% ../nbs/machinery/engines.ipynb #cb4b2aad
+def import_engine(
+    module: str,   # Of a trainer or a harness
+    install: str,  # What pip installs it by
+) -> ModuleType:
+    "The module; raises ImportError that says what to install"
     try: return import_module(module)
     except ImportError as e: raise ImportError(f"{e}: pip install {install}") from e
 
-# %% ../nbs/machinery/engines.ipynb #9e5c22bd
+# %% ../nbs/machinery/engines.ipynb #44ba93be
 def _tinker_methods(score: Callable, StepResult: type, empty: Callable) -> dict:
     "The methods of an environment of the tinker cookbook"
     def __init__(self, renderer, messages, labels, **kwargs):
@@ -227,7 +232,7 @@ def _tinker_methods(score: Callable, StepResult: type, empty: Callable) -> dict:
             next_stop_condition=self.renderer.get_stop_sequences(), metrics=parts)
     return dict(__init__=__init__, initial_observation=initial_observation, step=step)
 
-# %% ../nbs/machinery/engines.ipynb #b4a445bb
+# %% ../nbs/machinery/engines.ipynb #fe8d70a5
 def tinker_env(
     recipe: str | RewardRecipe = "acc+format",  # As in `make_rewards`
     wheels: EmotionWheels | None = None,        # As in `make_rewards`
@@ -235,12 +240,12 @@ def tinker_env(
     mode: str = "default",                      # As in `make_rewards`
 ) -> type:  # EmotionEnv(renderer, messages, labels)
     "The recipe as a class of environments of the tinker cookbook"
-    types = _engine("tinker_cookbook.rl.types", "tinker-cookbook")
-    empty = _engine("tinker", "tinker").ModelInput.empty
+    types = import_engine("tinker_cookbook.rl.types", "tinker-cookbook")
+    empty = import_engine("tinker", "tinker").ModelInput.empty
     score = reply_scorer(recipe, wheels, penalty, mode)
     return type("EmotionEnv", (types.Env,), _tinker_methods(score, types.StepResult, empty))
 
-# %% ../nbs/machinery/engines.ipynb #7ec8a45f
+# %% ../nbs/machinery/engines.ipynb #9b7dcc47
 @dataclass(frozen=True)
 class EngineContract:
     "How a release of a trainer calls a reward function"
@@ -253,14 +258,14 @@ class EngineContract:
     source: str               # The file with the call
     url: str                  # Where it can be read again
 
-# %% ../nbs/machinery/engines.ipynb #9e4a28f1
+# %% ../nbs/machinery/engines.ipynb #a9b89927
 _PYPI = "https://pypi.org/project"
 _NEMO = "https://github.com/NVIDIA-NeMo/RL/tree/7ea279abfbeb698b092856d0dab61e7cf39bc909"
 _OMNI = "https://github.com/verl-project/verl-omni/tree/a1139bafffb5b9711f0a6b6edff8ecaa60bfff30"
 _VERL = ("data_source", "solution_str", "ground_truth", "extra_info")
 _VERL_SOURCE = "verl/experimental/reward_loop/reward_manager/naive.py"
 
-# %% ../nbs/machinery/engines.ipynb #964e6c25
+# %% ../nbs/machinery/engines.ipynb #419274be
 ENGINE_CONTRACTS = (
     EngineContract("trl", "1.16.0", "make_rewards", (), (
         "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"),

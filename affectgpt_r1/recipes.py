@@ -166,12 +166,59 @@ def _trl_kinds(stage):
     hints = typing.get_type_hints(dict(sft=SFTConfig, grpo=GRPOConfig)[stage])
     return {name: hint for name, hint in hints.items() if name != "output_dir"}
 
+# %% ../nbs/machinery/recipes.ipynb #5ab7bafd
+_LOADED = "the model is loaded already; give it to `load_parts`, `load_stage` or `from_pretrained`"
+_TOKENIZER = "set it in the processor's tokenizer before the model is made"
+_NOT_PACKED = "each row has its clip, so rows are not packed; use batch_size"
+_ON_REPLY = "the loss is on the reply and the token that ends it, always"
+_NO_TEXT_ROWS = "rows are clips with `name`, `video`, `audio`, `subtitle` and `labels`"
+_SAMPLED_HERE = "answers are sampled by transformers, which sees the clip"
+_ONE_ANSWER = "held-out clips are answered once, greedily, each process its share"
+_SAME_CALL = "the same call goes on where a run was stopped"
+_BY_CALL = "call a stage to train, and give `validation` to evaluate"
+
+# %% ../nbs/machinery/recipes.ipynb #3dedfcf4
+_WITHOUT_EFFECT = {   # stage -> name of a trl setting -> what to do instead
+    stage: dict(model_init_kwargs=_LOADED, trust_remote_code=_LOADED, do_train=_BY_CALL,
+                do_eval=_BY_CALL, do_predict=_BY_CALL, resume_from_checkpoint=_SAME_CALL)
+    for stage in ("sft", "grpo")}
+_WITHOUT_EFFECT["sft"] |= dict(
+    max_length="use max_new_tokens for the reply, the processor's max_subtitle_tokens for the "
+               "prompt",
+    truncation_mode="a long description or subtitle is cut at its end", packing=_NOT_PACKED,
+    packing_strategy=_NOT_PACKED, eval_packing=_NOT_PACKED, padding_free=_NOT_PACKED,
+    pad_to_multiple_of="rows are padded to the longest of their batch",
+    completion_only_loss=_ON_REPLY, assistant_only_loss=_ON_REPLY,
+    dataset_text_field=_NO_TEXT_ROWS, dataset_kwargs=_NO_TEXT_ROWS,
+    dataset_num_proc=_NO_TEXT_ROWS, shuffle_dataset="clips are shuffled in each epoch",
+    chat_template_path="set `processor.chat_template`", eos_token=_TOKENIZER,
+    pad_token=_TOKENIZER)
+
+# %% ../nbs/machinery/recipes.ipynb #074c7edd
+_WITHOUT_EFFECT["grpo"] |= dict(
+    per_device_eval_batch_size=_ONE_ANSWER, num_generations_eval=_ONE_ANSWER,
+    eval_accumulation_steps=_ONE_ANSWER, use_transformers_paged=_SAMPLED_HERE,
+    transformers_continuous_batching_config=_SAMPLED_HERE,
+    max_tool_calling_iterations="there are no tools",
+    log_multimodal="a clip is logged by its name, in the column `clip`")
+
+
+def _refuse_without_effect(stage, changes):
+    "Raises ValueError for a setting of trl that would change nothing"
+    instead = _WITHOUT_EFFECT[stage]
+    known = {name: instead[name] for name in changes if name in instead}
+    if stage == "grpo":
+        known |= {name: _SAMPLED_HERE for name in changes if name.startswith("vllm_")}
+    if known: raise ValueError("; ".join(
+        f"{name} has no effect in the stage {stage!r}: {text}" for name, text in known.items()))
+
 # %% ../nbs/machinery/recipes.ipynb #644cde91
 def read_changes(
     stage: str,                # "sft" or "grpo"
     changes: dict[str, Any],   # Settings that differ from a recipe, or texts of them
 ) -> dict[str, Any]:
-    "Settings of a stage by their types; raises ValueError for a name or a value that is none"
+    "Settings of a stage by their types; raises ValueError for a name or a value that does nothing"
+    _refuse_without_effect(stage, changes)
     known = _KINDS[stage]
     if not changes.keys() <= known.keys(): known = _trl_kinds(stage) | known   # slow to import
     return read_settings(changes, known, f"the stage {stage!r}")
