@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AnswerFile', 'read_answer_file', 'as_labels', 'as_word', 'as_number', 'as_polarity', 'parse_cells']
 
-# %% ../nbs/machinery/score_inputs.ipynb #f5955195
+# %% ../nbs/machinery/score_inputs.ipynb #2fa5baa5
 import re
 import sys
 import tempfile
@@ -23,7 +23,7 @@ from .tables import read_column, read_npz
 from .text_files import clean_name
 from .unibench import UNIBENCH, gold_file, read_answers, read_gold
 
-# %% ../nbs/machinery/score_inputs.ipynb #1d261c6b
+# %% ../nbs/machinery/score_inputs.ipynb #ef485d30
 _LACKS = re.compile(r"has no column |: no \S+ for clip ")
 _REPLIES = "; to read labels out of replies, see affectgpt_r1.evaluate.read_labels"
 
@@ -38,6 +38,7 @@ def _is_mapping(path):
     try: return bool(read_column(path, "no such column"))
     except ValueError: return False
 
+# %% ../nbs/machinery/score_inputs.ipynb #ad5ddd33
 def _first_column(path, columns):
     "(clip -> cell, column) of the first of `columns` that a file has"
     faults = []
@@ -47,7 +48,7 @@ def _first_column(path, columns):
     other = [fault for fault in faults if not _LACKS.search(fault)]
     raise ValueError(other[0] if other else _no_column(path, faults[0], columns))
 
-# %% ../nbs/machinery/score_inputs.ipynb #5b6fecdd
+# %% ../nbs/machinery/score_inputs.ipynb #97bb24f7
 def _set_of(path):
     "The set of MER-UniBench that a label file belongs to, by its place; None if to none"
     folders = path.parent, path.parent.parent
@@ -65,7 +66,7 @@ def _read_npz(path):
     raise ValueError(f"{path}: holds {list_some(held)}: it is neither a file of answers "
                      "(filenames, fileitems) nor named as a label file, like meld_label.npz")
 
-# %% ../nbs/machinery/score_inputs.ipynb #7453b6a9
+# %% ../nbs/machinery/score_inputs.ipynb #ed50f0e4
 @lru_cache(maxsize=1)
 def _stdin_bytes():
     "What comes through the pipe, which can be read only once"
@@ -83,6 +84,7 @@ def _one_csv(path, z):
         raise ValueError(f"{path}: it would unpack to {size:,} bytes")
     return z.read(*held)
 
+# %% ../nbs/machinery/score_inputs.ipynb #6b83c4a7
 def _zipped_csv(path):
     "The one csv in a zip file; None for other files"
     if not zipfile.is_zipfile(path): return None
@@ -97,7 +99,7 @@ def _copied(path):
     data = _zipped_csv(path) if Path(path).is_file() else None
     return None if data is None else (data, str(path))
 
-# %% ../nbs/machinery/score_inputs.ipynb #a0fbe0b5
+# %% ../nbs/machinery/score_inputs.ipynb #8219350a
 def _is_npz(path):
     "Does a file hold numpy arrays?"
     if not zipfile.is_zipfile(path): return False
@@ -115,7 +117,7 @@ def _read_copy(data, name, columns):
         try: return _read_file(copy, columns)
         except ValueError as e: raise ValueError(str(e).replace(str(copy), name)) from None
 
-# %% ../nbs/machinery/score_inputs.ipynb #cd352c0c
+# %% ../nbs/machinery/score_inputs.ipynb #a26b7a0a
 @dataclass(frozen=True)
 class AnswerFile:
     "A column of a file, by clip"
@@ -124,7 +126,7 @@ class AnswerFile:
     column: str | None  # Its name; None for npz and for json without columns
     key: str | None     # Key of `UNIBENCH`, if it is a label file
 
-# %% ../nbs/machinery/score_inputs.ipynb #fee45ea8
+# %% ../nbs/machinery/score_inputs.ipynb #8ccd411a
 def read_answer_file(
     path: str | Path,                                 # A file, or "-" for standard input
     columns: tuple[str, ...] = ("openset", "labels"), # The first one that is there is read
@@ -135,7 +137,7 @@ def read_answer_file(
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
     return AnswerFile(str(path), *_read_file(Path(path), columns))
 
-# %% ../nbs/machinery/score_inputs.ipynb #c597a681
+# %% ../nbs/machinery/score_inputs.ipynb #0b99950b
 def as_labels(
     cell: Any,     # A string, by the authors' rule, or a list of strings
 ) -> list[str]:
@@ -150,7 +152,7 @@ def as_word(
     if len(words) == 1: return words
     raise ValueError(f"exactly one word is needed, not {shorten(cell)}")
 
-# %% ../nbs/machinery/score_inputs.ipynb #f21212f7
+# %% ../nbs/machinery/score_inputs.ipynb #2749648d
 def as_number(
     cell: Any,     # A number, or its text
 ) -> float:
@@ -167,7 +169,7 @@ def as_polarity(
     if isinstance(cell, str): return cell
     raise ValueError(f"a polarity is needed, not {shorten(cell)}")
 
-# %% ../nbs/machinery/score_inputs.ipynb #e039a3ef
+# %% ../nbs/machinery/score_inputs.ipynb #1e9cf114
 def _more(n): return f" and {n:,} more" if n > 0 else ""
 
 def parse_cells(
