@@ -293,6 +293,7 @@ def _add_check(commands):
     check.add_argument("--train", nargs="+", default=[], metavar="CSV",
                        help="label files whose clips must not be in those sets")
     check.add_argument("--json", action="store_true", help="of --unibench, for a script")
+    check.epilog = f"{_CODES} (of --unibench)"
 
 def _add_stages(commands):
     "The stages of a run, in their order"
@@ -304,6 +305,8 @@ def _add_stages(commands):
     evaluate.add_argument("--mode", choices=["answer", "think"], help="that of the run by default")
 
 # %% ../nbs/machinery/cli.ipynb #0f2580f0
+_CODES = "exit code: 0 if all is well, 1 for files that cannot be used or have a fault, 2 for usage"
+
 def _add_wheels(parser):
     "Which tables of emotion words"
     parser.add_argument("--wheels", default="builtin", choices=["builtin", "v1", "v2026"],
@@ -321,8 +324,9 @@ def _add_score(commands):
     score.add_argument("--level", default=1, type=int, choices=[1, 2], help="of ew")
     _add_wheels(score)
     score.add_argument("--json", action="store_true", help="for a script")
+    score.epilog = _CODES
 
-# %% ../nbs/machinery/cli.ipynb #f89e8809
+# %% ../nbs/machinery/cli.ipynb #14f7d11b
 def _add_submit(commands):
     "The command that checks and writes what a challenge asks for"
     submit = _command(commands, "submit", _submit, "check answers for a challenge, and write them")
@@ -335,6 +339,7 @@ def _add_submit(commands):
     submit.add_argument("--gold", metavar="FILE", help="gold of some of the clips, to score them")
     _add_wheels(submit)
     submit.add_argument("--json", action="store_true", help="for a script")
+    submit.epilog = _CODES
 
 # %% ../nbs/machinery/cli.ipynb #8906094d
 def _add_tools(commands):

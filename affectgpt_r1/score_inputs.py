@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['AnswerFile', 'read_answer_file', 'as_labels', 'as_word', 'as_number', 'as_polarity', 'parse_cells']
 
-# %% ../nbs/machinery/score_inputs.ipynb #fabdc21d
+# %% ../nbs/machinery/score_inputs.ipynb #2fa5baa5
 import re
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +23,7 @@ from .tables import read_column, read_npz
 from .text_files import clean_name
 from .unibench import UNIBENCH, gold_file, read_answers, read_gold
 
-# %% ../nbs/machinery/score_inputs.ipynb #dbe888b8
+# %% ../nbs/machinery/score_inputs.ipynb #ef485d30
 _LACKS = re.compile(r"has no column |: no \S+ for clip ")
 _REPLIES = "; to read labels out of replies, see affectgpt_r1.evaluate.read_labels"
 
@@ -37,6 +38,7 @@ def _is_mapping(path):
     try: return bool(read_column(path, "no such column"))
     except ValueError: return False
 
+# %% ../nbs/machinery/score_inputs.ipynb #ad5ddd33
 def _first_column(path, columns):
     "(clip -> cell, column) of the first of `columns` that a file has"
     faults = []
@@ -46,7 +48,7 @@ def _first_column(path, columns):
     other = [fault for fault in faults if not _LACKS.search(fault)]
     raise ValueError(other[0] if other else _no_column(path, faults[0], columns))
 
-# %% ../nbs/machinery/score_inputs.ipynb #bcf1c491
+# %% ../nbs/machinery/score_inputs.ipynb #97bb24f7
 def _set_of(path):
     "The set of MER-UniBench that a label file belongs to, by its place; None if to none"
     folders = path.parent, path.parent.parent
@@ -64,18 +66,32 @@ def _read_npz(path):
     raise ValueError(f"{path}: holds {list_some(held)}: it is neither a file of answers "
                      "(filenames, fileitems) nor named as a label file, like meld_label.npz")
 
-# %% ../nbs/machinery/score_inputs.ipynb #af5ceabf
+# %% ../nbs/machinery/score_inputs.ipynb #ed50f0e4
 @lru_cache(maxsize=1)
 def _stdin_bytes():
     "What comes through the pipe, which can be read only once"
     return sys.stdin.buffer.read()
 
+def _one_csv(path, z):
+    "The one csv in an open zip file; None for npz and Excel"
+    held = {x.filename: x.file_size for x in z.infolist()
+            if not x.is_dir() and "__MACOSX" not in x.filename}
+    if any(n.endswith(".npy") for n in held) or "[Content_Types].xml" in held: return None
+    if [Path(n).suffix for n in held] != [".csv"]:
+        raise ValueError(f"{path}: a zip file must hold one csv file, and nothing else; it holds "
+                         f"{list_some(held) or 'nothing'}")
+    if (size := sum(held.values())) > 2**30:
+        raise ValueError(f"{path}: it would unpack to {size:,} bytes")
+    return z.read(*held)
+
+# %% ../nbs/machinery/score_inputs.ipynb #6b83c4a7
 def _zipped_csv(path):
-    "The one csv in a zip file; None for npz, Excel and files that are no zip file"
+    "The one csv in a zip file; None for other files"
     if not zipfile.is_zipfile(path): return None
-    with zipfile.ZipFile(path) as z:
-        names = [n for n in z.namelist() if not n.endswith("/") and "__MACOSX" not in n]
-        if [Path(n).suffix for n in names] == [".csv"]: return z.read(names[0])
+    try:
+        with zipfile.ZipFile(path) as z: return _one_csv(path, z)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as e:
+        raise ValueError(f"{path}: cannot be read as a zip file ({e})") from None
 
 def _copied(path):
     "(bytes, name) of what has to be copied before it is read; None for a plain file"
@@ -83,7 +99,7 @@ def _copied(path):
     data = _zipped_csv(path) if Path(path).is_file() else None
     return None if data is None else (data, str(path))
 
-# %% ../nbs/machinery/score_inputs.ipynb #6aa9d2d2
+# %% ../nbs/machinery/score_inputs.ipynb #8219350a
 def _is_npz(path):
     "Does a file hold numpy arrays?"
     if not zipfile.is_zipfile(path): return False
@@ -101,7 +117,7 @@ def _read_copy(data, name, columns):
         try: return _read_file(copy, columns)
         except ValueError as e: raise ValueError(str(e).replace(str(copy), name)) from None
 
-# %% ../nbs/machinery/score_inputs.ipynb #42d6dabd
+# %% ../nbs/machinery/score_inputs.ipynb #a26b7a0a
 @dataclass(frozen=True)
 class AnswerFile:
     "A column of a file, by clip"
@@ -110,6 +126,7 @@ class AnswerFile:
     column: str | None  # Its name; None for npz and for json without columns
     key: str | None     # Key of `UNIBENCH`, if it is a label file
 
+# %% ../nbs/machinery/score_inputs.ipynb #8ccd411a
 def read_answer_file(
     path: str | Path,                                 # A file, or "-" for standard input
     columns: tuple[str, ...] = ("openset", "labels"), # The first one that is there is read
@@ -120,7 +137,7 @@ def read_answer_file(
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
     return AnswerFile(str(path), *_read_file(Path(path), columns))
 
-# %% ../nbs/machinery/score_inputs.ipynb #64b12522
+# %% ../nbs/machinery/score_inputs.ipynb #0b99950b
 def as_labels(
     cell: Any,     # A string, by the authors' rule, or a list of strings
 ) -> list[str]:
@@ -135,7 +152,7 @@ def as_word(
     if len(words) == 1: return words
     raise ValueError(f"exactly one word is needed, not {shorten(cell)}")
 
-# %% ../nbs/machinery/score_inputs.ipynb #2a09fc73
+# %% ../nbs/machinery/score_inputs.ipynb #2749648d
 def as_number(
     cell: Any,     # A number, or its text
 ) -> float:
@@ -152,7 +169,7 @@ def as_polarity(
     if isinstance(cell, str): return cell
     raise ValueError(f"a polarity is needed, not {shorten(cell)}")
 
-# %% ../nbs/machinery/score_inputs.ipynb #376286d6
+# %% ../nbs/machinery/score_inputs.ipynb #1e9cf114
 def _more(n): return f" and {n:,} more" if n > 0 else ""
 
 def parse_cells(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'Metric', 'ScoreReport', 'score_report', 'report_lines', 'print_score']
 
-# %% ../nbs/machinery/score_report.ipynb #1a1d0afb
+# %% ../nbs/machinery/score_report.ipynb #cf02083b
 import json
 import sys
 from collections import Counter
@@ -27,7 +27,7 @@ from .terminal import painter, print_lines, safe_text, table_lines, use_colour
 from .unibench import UNIBENCH
 from .wheels import EmotionWheels, load_wheels
 
-# %% ../nbs/machinery/score_report.ipynb #c261e5e7
+# %% ../nbs/machinery/score_report.ipynb #413a8086
 class Metric(NamedTuple):
     "A metric as the command line knows it"
     title: str             # As it is printed
@@ -38,7 +38,7 @@ class Metric(NamedTuple):
     gold_columns: tuple    # Names of the gold column, the first that is there is taken
     pred_columns: tuple    # Names of the column of answers
 
-# %% ../nbs/machinery/score_report.ipynb #b29e3f98
+# %% ../nbs/machinery/score_report.ipynb #941f0f3c
 _LABELS = ("openset", "labels")
 _WORD = (*_LABELS, "discrete", "emo")
 _POLARITY = ("polarity", "sentiment", *_LABELS)
@@ -46,7 +46,7 @@ _BOTH = (("gold", "gt"), ("pred", "prediction"))   # in one file
 
 def _by_wheels(function): return lambda g, p, wheels, _, zero: function(g, p, wheels, zero)
 
-# %% ../nbs/machinery/score_report.ipynb #687c7916
+# %% ../nbs/machinery/score_report.ipynb #02fefb80
 METRICS = {
     "ew": Metric("EW F", "f", ew_score, as_labels, as_labels, _LABELS, _LABELS),
     "mer2025": Metric("MER2025", "score", _by_wheels(mer2025_score), as_labels, as_labels,
@@ -59,7 +59,7 @@ METRICS = {
                         as_polarity, ("val", "valence"), _POLARITY),
 }
 
-# %% ../nbs/machinery/score_report.ipynb #f96625b5
+# %% ../nbs/machinery/score_report.ipynb #1ac02711
 def _read_both(path):
     "Gold and answers of one file"
     files = [read_answer_file(path, names) for names in _BOTH]
@@ -67,6 +67,7 @@ def _read_both(path):
     raise ValueError(f"{files[0].name}: holds one column only; give the gold, too: "
                      f"affectgpt-r1 score GOLD {path}")
 
+# %% ../nbs/machinery/score_report.ipynb #6aa43a10
 def _read_sides(gold, pred, metric):
     "The files of gold and answers, and the metric; by default that of the set, or `ew`"
     if pred is None: return *_read_both(gold), metric or "ew"
@@ -82,7 +83,7 @@ def _parsed(files, metric):
     if metric == "sentiment": _check_polarities(answers, pred)
     return truth, answers
 
-# %% ../nbs/machinery/score_report.ipynb #dbe8c71e
+# %% ../nbs/machinery/score_report.ipynb #70910359
 def _kept(gold, pred, files):
     "The answers to the clips of the gold; raises KeyError where one has none"
     kept = {name: pred[name] for name in gold if name in pred}
@@ -97,7 +98,7 @@ def _check_polarities(pred, file):
     raise ValueError(f"{file.name}: no answer is positive, negative or neutral; if these are "
                      "labels, give the file of polarities (of the authors: …-sentiment.npz)")
 
-# %% ../nbs/machinery/score_report.ipynb #50b7c2fa
+# %% ../nbs/machinery/score_report.ipynb #4087f9aa
 @dataclass(frozen=True, repr=False)
 class ScoreReport(ScoreResult):
     "A score, how sure it is, and what to read beside it"
@@ -117,7 +118,7 @@ class ScoreReport(ScoreResult):
 
     def __repr__(self): return "\n".join(report_lines(self))
 
-# %% ../nbs/machinery/score_report.ipynb #8d61c158
+# %% ../nbs/machinery/score_report.ipynb #f446b2ff
 def _constant_answer(metric, gold, wheels, result):
     "The answer that a metric is compared with"
     if metric == "hit": return result.constant
@@ -132,7 +133,7 @@ def _unknown_words(metric, pred, wheels):
     rows = wheels.rows(words)
     return dict(Counter({w: n for (w, n), i in zip(words.items(), rows) if not i}).most_common())
 
-# %% ../nbs/machinery/score_report.ipynb #f1c61cd5
+# %% ../nbs/machinery/score_report.ipynb #9d7c8681
 def _compare(metric, gold, pred, wheels, level, result):
     "Interval of a score; the constant answer and its score; interval of the difference"
     constant = _constant_answer(metric, gold, wheels, result)
@@ -142,7 +143,7 @@ def _compare(metric, gold, pred, wheels, level, result):
     sums = clip_columns(metric, gold, blind, wheels, level).sum(0)
     return interval(ours), constant, float(score_of_sums(metric, sums)), interval(ours - theirs)
 
-# %% ../nbs/machinery/score_report.ipynb #f8313bcc
+# %% ../nbs/machinery/score_report.ipynb #db099b29
 def _ew_by_their_sums(gold, pred, wheels):
     "F, precision and recall, summed in the authors' order, to the last digit"
     names, gold, pred = pair_labels(gold, pred)
@@ -155,7 +156,7 @@ def _ew_by_their_sums(gold, pred, wheels):
             rows.append([2 * (precision*recall) / (precision + recall), precision, recall])
         return np.mean(rows, axis=0).tolist()
 
-# %% ../nbs/machinery/score_report.ipynb #7ddc9bc6
+# %% ../nbs/machinery/score_report.ipynb #50f1d705
 def _by_version(metric, gold, pred, wheels, model):
     "The line for a metric on the authors' tables"
     if metric == "hit":
@@ -176,7 +177,7 @@ def _authors_lines(metric, gold, pred, wheels, level, path):
     model = "stdin" if str(path) == "-" else Path(path).absolute().parent.name
     return [_by_version(metric, gold, pred, wheels, model)]
 
-# %% ../nbs/machinery/score_report.ipynb #9b17c51b
+# %% ../nbs/machinery/score_report.ipynb #b310fa6b
 def score_report(
     gold: str | Path,                 # File of the gold; "-" is standard input
     pred: str | Path | None = None,   # File of the answers; None: both are in one file
@@ -197,7 +198,7 @@ def score_report(
         len(answers) - len(kept), _unknown_words(metric, kept, wheels), *(f.name for f in files),
         _authors_lines(metric, truth, kept, wheels, level, pred or gold), result)
 
-# %% ../nbs/machinery/score_report.ipynb #7b631844
+# %% ../nbs/machinery/score_report.ipynb #5f96b9a9
 def _percent(x): return f"{100*x:.2f}"
 def _range(pair): return f"{100*pair[0]:.2f} to {100*pair[1]:.2f}"
 
@@ -213,7 +214,7 @@ def _counted(words, n=5):
     some = [f"{safe_text(w, 30)} ({k:,})" for w, k in list(words.items())[:n]]
     return ", ".join(some) + (f" and {len(words) - n:,} more" if len(words) > n else "")
 
-# %% ../nbs/machinery/score_report.ipynb #61d78da6
+# %% ../nbs/machinery/score_report.ipynb #f0060708
 def _word_rows(report, result):
     "What to read beside a score of labels"
     known = "% of the predicted words"
@@ -233,7 +234,7 @@ def _mer2025_rows(report, result):
     yield "level 2", _percent(result.level2.f), "F of the finer words"
     yield from _word_rows(report, result.level1)
 
-# %% ../nbs/machinery/score_report.ipynb #90acc244
+# %% ../nbs/machinery/score_report.ipynb #d38960b8
 def _hit_rows(report, result):
     yield "mscore", _percent(result.mscore), "each hit divided by the class sectors of the answer"
     yield from _word_rows(report, result)
@@ -247,7 +248,7 @@ def _sentiment_rows(report, result):
 _ROWS = dict(ew=_ew_rows, mer2025=_mer2025_rows, ovmer=_word_rows, hit=_hit_rows,
              sentiment=_sentiment_rows)
 
-# %% ../nbs/machinery/score_report.ipynb #b0769171
+# %% ../nbs/machinery/score_report.ipynb #5ed10581
 def _companions(report):
     "Name, value and note of everything beside the score"
     c = report.constant
@@ -268,7 +269,7 @@ def _companion_lines(report, paint):
         text = f"  {line.ljust(width)}  {note}".rstrip()
         yield paint(text, _verdict(report)[1]) if name == "difference" else text
 
-# %% ../nbs/machinery/score_report.ipynb #d3f55c27
+# %% ../nbs/machinery/score_report.ipynb #9d93c382
 def _detail_lines(report, paint):
     "The table per wheel, or per column"
     for table in (getattr(report.result, name) for name in report.result._tables):
@@ -288,7 +289,7 @@ def _footer(report):
                "--wheels and --root")
     if report.authors: yield from ["the authors' script prints:", *report.authors]
 
-# %% ../nbs/machinery/score_report.ipynb #19952373
+# %% ../nbs/machinery/score_report.ipynb #ae6ee8b0
 def report_lines(
     report: ScoreReport,     # From `score_report`
     colour: bool = False,    # Paint them?
@@ -305,7 +306,7 @@ def report_lines(
         *_companion_lines(report, paint), *_detail_lines(report, paint), "",
         *(paint(safe_text(line), "dim") for line in _footer(report))]
 
-# %% ../nbs/machinery/score_report.ipynb #44fb3734
+# %% ../nbs/machinery/score_report.ipynb #1f82f638
 def print_score(
     gold: str,               # As in `score_report`
     pred: str | None,        # As in `score_report`

@@ -162,6 +162,7 @@ def test_errors_name_file_and_row(fault, gold, tmp_path):
 
 
 def test_exit_codes(gold, pred):
+    assert "exit code: 0" in command("score", "--help")[1]
     assert command("score", gold, pred)[0] == 0
     assert command("score", gold, pred, "--wheels", "v1")[0] == 1
     assert command("score", gold, pred, "--metric", "ovmer", "--level", 2)[0] == 1
@@ -303,6 +304,24 @@ def test_answers_of_a_larger_set_to_the_authors_gold():
     assert authors(*files, version="v2026") == ["ovmerdplus & 66.09 \\\\"]
     gold = parse_cells(read_answer_file(files[0]), as_labels)
     assert len(gold) == 332
+
+
+@needs_reference
+def test_meld_with_the_tables_of_2026():
+    "Published with the first tables as 55.65"
+    (label,) = (reference / "labels").glob("meld_label*.npz")
+    answers = reference / "predictions/meld/epoch30-openset.npz"
+    for version, want in (("v1", 55.65), ("v2026", 56.33)):
+        (line,) = authors(label, answers, version=version)
+        assert round(100 * float(line.removeprefix("hitrate: ")), 2) == want
+
+
+@needs_reference
+def test_where_the_earlier_scripts_print_nan(tmp_path):
+    "Wheel 5 of the authors has no surprise: NaN in 2025, 0 on that wheel in 2026"
+    files = [csv(tmp_path / f"{i}.csv", {"a": "[surprised]"}) for i in range(2)]
+    assert authors(*files) == ["fscore: nan, precision: nan, recall: nan"]
+    assert authors(*files, version="v2026") == [f"{tmp_path.name} & 80.00 \\\\"]
 
 
 @needs_reference
