@@ -252,6 +252,35 @@ def test_openrlhf_reads_the_reply_out_of_the_query():
     with pytest.raises(ValueError, match="end of its prompt"): of("other" + reply)
 
 
+@pytest.mark.parametrize("reply", REPLIES)
+def test_in_openrlhf(tmp_path, reply):
+    "Through its executor, which loads the file, decodes prompt and reply and calls in a thread"
+    agent = pytest.importorskip("openrlhf.utils.agent", reason="OpenRLHF is missing")
+    torch = pytest.importorskip("torch")
+    (tmp_path/"reward.py").write_text(
+        "from affectgpt_r1.engines import openrlhf_reward\n"
+        "reward_func = openrlhf_reward('acc+format+p1', mode='think')\n")
+
+    class Tokenizer:   # of bytes
+        def __call__(self, text, **how): return dict(input_ids=torch.tensor([[*text.encode()]]))
+        def decode(self, ids, **how): return bytes(ids).decode()
+
+    class Engine:
+        async def generate(self, *prompt, **how):
+            ids = list((reply + "<|im_end|>").encode())
+            done = SimpleNamespace(token_ids=ids, finish_reason="stop", logprobs=None)
+            return SimpleNamespace(outputs=[done])
+
+    how = SimpleNamespace(max_tokens=400, logprobs=None)
+    prompt, gold = "Words inside <answer></answer>.\nassistant: ", GOLD[REPLIES.index(reply)]
+    found = asyncio.run(agent.SingleTurnAgentExecutor(str(tmp_path/"reward.py")).execute(
+        prompt, ", ".join(gold), how, 2000, Tokenizer(), Engine()))
+    want = weighted("acc+format+p1")[REPLIES.index(reply)]
+    assert torch.tensor([found["reward"]]).tolist() == [pytest.approx(want, abs=1e-6)]
+    assert torch.tensor([found["scores"]]).shape == (1,)
+    assert list(found["extra_logs"]) == ["accuracy", "format"]
+
+
 # NeMo RL
 
 OPTIONS = ["A. joyful", "B.sad", "C: at ease", "(D) angry, furious", "E) surprised"]
@@ -283,6 +312,16 @@ def test_weighted_with_the_rewards_of_nemo():
     values = [(f(gold, f"{THOUGHT}<answer>E, A</answer>"), w) for f, w in rewards]
     assert sum(w * value for (value, _), w in values) == pytest.approx(1)
     assert all(right for (_, right), _ in values if right is not None)
+
+
+def test_in_nemo_rl():
+    "Added up by NeMo RL's own function with its own format reward"
+    own = pytest.importorskip("nemo_rl.environments.rewards", reason="NeMo RL is missing")
+    gold = choice_gold(dict(answer="A,E", options=OPTIONS))
+    both = own.combine_reward_functions([(nemo_reward(wheels=wheels), .8), (own.format_reward, .2)])
+    found = {x: both(gold, f"{THOUGHT}<answer>{x}</answer>") for x in ("A, E", "glad, amazed", "B")}
+    assert found == {"A, E": (pytest.approx(1), True), "glad, amazed": (pytest.approx(1), True),
+                     "B": (pytest.approx(.2), False)}
 
 
 def test_words_behind_letters_are_scored_as_words():
