@@ -1,10 +1,14 @@
 """The reward inside other trainers: called as each of them calls it, through its own code where it
 is installed"""
 
+import ast
 import asyncio
+import importlib
 import inspect
 import json
+import re
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -248,6 +252,35 @@ def test_openrlhf_reads_the_reply_out_of_the_query():
     with pytest.raises(ValueError, match="end of its prompt"): of("other" + reply)
 
 
+@pytest.mark.parametrize("reply", REPLIES)
+def test_in_openrlhf(tmp_path, reply):
+    "Through its executor, which loads the file, decodes prompt and reply and calls in a thread"
+    agent = pytest.importorskip("openrlhf.utils.agent", reason="OpenRLHF is missing")
+    torch = pytest.importorskip("torch")
+    (tmp_path/"reward.py").write_text(
+        "from affectgpt_r1.engines import openrlhf_reward\n"
+        "reward_func = openrlhf_reward('acc+format+p1', mode='think')\n")
+
+    class Tokenizer:   # of bytes
+        def __call__(self, text, **how): return dict(input_ids=torch.tensor([[*text.encode()]]))
+        def decode(self, ids, **how): return bytes(ids).decode()
+
+    class Engine:
+        async def generate(self, *prompt, **how):
+            ids = list((reply + "<|im_end|>").encode())
+            done = SimpleNamespace(token_ids=ids, finish_reason="stop", logprobs=None)
+            return SimpleNamespace(outputs=[done])
+
+    how = SimpleNamespace(max_tokens=400, logprobs=None)
+    prompt, gold = "Words inside <answer></answer>.\nassistant: ", GOLD[REPLIES.index(reply)]
+    found = asyncio.run(agent.SingleTurnAgentExecutor(str(tmp_path/"reward.py")).execute(
+        prompt, ", ".join(gold), how, 2000, Tokenizer(), Engine()))
+    want = weighted("acc+format+p1")[REPLIES.index(reply)]
+    assert torch.tensor([found["reward"]]).tolist() == [pytest.approx(want, abs=1e-6)]
+    assert torch.tensor([found["scores"]]).shape == (1,)
+    assert list(found["extra_logs"]) == ["accuracy", "format"]
+
+
 # NeMo RL
 
 OPTIONS = ["A. joyful", "B.sad", "C: at ease", "(D) angry, furious", "E) surprised"]
@@ -281,6 +314,16 @@ def test_weighted_with_the_rewards_of_nemo():
     assert all(right for (_, right), _ in values if right is not None)
 
 
+def test_in_nemo_rl():
+    "Added up by NeMo RL's own function with its own format reward"
+    own = pytest.importorskip("nemo_rl.environments.rewards", reason="NeMo RL is missing")
+    gold = choice_gold(dict(answer="A,E", options=OPTIONS))
+    both = own.combine_reward_functions([(nemo_reward(wheels=wheels), .8), (own.format_reward, .2)])
+    found = {x: both(gold, f"{THOUGHT}<answer>{x}</answer>") for x in ("A, E", "glad, amazed", "B")}
+    assert found == {"A, E": (pytest.approx(1), True), "glad, amazed": (pytest.approx(1), True),
+                     "B": (pytest.approx(.2), False)}
+
+
 def test_words_behind_letters_are_scored_as_words():
     gold = choice_gold(dict(answer="A,D", options=str(OPTIONS)))
     reply = f"{THOUGHT}<answer>D, C</answer>"
@@ -310,25 +353,32 @@ def test_as_verifiers_calls_it():
     assert trace.metrics == dict(accuracy=.5, format=1.)
 
 
-def test_in_verifiers(tmp_path):
-    "A task of verifiers' own scores a conversation by a reward that its configuration names"
+@pytest.mark.parametrize("is_plugged", [True, False], ids=["configuration", "method"])
+def test_in_verifiers(tmp_path, is_plugged):
+    "A task of verifiers' own scores a conversation by a reward that it is given in either way"
     vf = pytest.importorskip("verifiers.v1", reason="verifiers is missing")
-    file = tmp_path/"my_rewards.py"
-    file.write_text("from affectgpt_r1.engines import verifiers_reward\n"
-                    "emotions = verifiers_reward('acc+format+p1')\n")
+    (tmp_path/"my_rewards.py").write_text(
+        "from affectgpt_r1.engines import verifiers_reward\n"
+        "emotions = verifiers_reward('acc+format+p1')\n")
+    score = verifiers_reward("acc+format+p1", wheels)
 
     class Data(vf.TaskData):
         labels: list[str]
 
-    plugged = dict(fn=f"{file}:emotions", weight=2)
-    task = vf.Task(Data(prompt="?", labels=["happy"]),
-                   vf.TaskConfig(rewards=dict(emotions=plugged)))
+    class Task(vf.Task[Data]):
+        @vf.reward
+        async def emotions(self, task, trace) -> float: return await score(task, trace)
+
+    data = Data(prompt="?", labels=["happy"])
+    plugged = dict(emotions=dict(fn=f"{tmp_path/'my_rewards.py'}:emotions", weight=2))
+    task = vf.Task(data, vf.TaskConfig(rewards=plugged)) if is_plugged else Task(data)
     reply = vf.AssistantMessage(content="<answer>happy, glad</answer>")
     trace = vf.Trace(task=vf.TraceTask(type="Task", data=task.data),
                      agent=dict(config=vf.AgentConfig()),
                      nodes=[vf.MessageNode(message=reply, sampled=True)])
     asyncio.run(task.score(trace))
-    assert trace.reward == 1.4 and trace.metrics == dict(accuracy=.5, format=1.)
+    assert trace.reward == (1.4 if is_plugged else .7)
+    assert trace.metrics == dict(accuracy=.5, format=1.)
 
 
 def tinker_renderer(content):
@@ -373,3 +423,26 @@ def test_in_tinker(content):
 def test_a_missing_engine_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tinker_cookbook.rl.types", None)
     with pytest.raises(ImportError, match="pip install tinker-cookbook"): tinker_env()
+
+
+# the page that says how to use them
+
+PAGES = Path(__file__).parent.parent/"nbs"
+
+
+def snippets(page):
+    "The Python code in the prose of a page"
+    cells = json.loads((PAGES/page).read_text(encoding="utf-8"))["cells"]
+    prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    return re.findall(r"```python\n(.*?)```", prose, re.DOTALL)
+
+
+def test_code_in_the_prose_of_the_page_works_as_far_as_it_can():
+    "It parses, and what it imports from here is there"
+    found = snippets("pages/engines.ipynb")
+    assert len(found) == 11
+    for code in found:
+        for node in ast.walk(ast.parse(code)):
+            if not isinstance(node, ast.ImportFrom) or "affectgpt_r1" not in node.module: continue
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names), code
