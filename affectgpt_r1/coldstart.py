@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 from .chats import check_text, control_tokens, truncate_text
 from .checkpoints import adapters_for, find_base, hide_known_warnings
 from .features import check_features
-from .fingerprints import model_state, weights_hash
+from .fingerprints import callback_names, model_state, weights_hash
 from .guards import ClipCheck, CountsClips
 from .labels import MODES, check_mode, make_target
 from .modeling import AffectGPTForConditionalGeneration
@@ -141,12 +141,13 @@ def _settings(model, recipe, changes):
     return settings | dict(lora=adapters_for(model, settings["lora"], "lora" in changes))
 
 
-def _open_run(model, processor, dataset, out, settings, validation):
+def _open_run(model, processor, dataset, out, settings, validation, callbacks):
     "The checkpoint to resume from; `run.json` gets everything that decides the numbers of the run"
     mode = settings["mode"]
     return start_or_resume(
         out, stage="cold start", start=weights_hash(model), **model_state(model, trains=True),
         **settings,
+        callbacks=callback_names(callbacks),
         **clips_of_run(processor, dataset, mode),
         validation=clips_of_run(processor, validation, mode))
 
@@ -168,7 +169,7 @@ def cold_start(
     settings = _settings(model, recipe, dict(seed=0) | changes)
     args = _sft_config(out, settings, validation)
     _check_batches(len(dataset), args)
-    resume = _open_run(model, processor, dataset, out, settings, validation)
+    resume = _open_run(model, processor, dataset, out, settings, validation, callbacks)
     if (log := finished_log(model, out)) is not None: return log
     if settings["lora"]: find_base(model, out)
     return _train(model, processor, dataset, args, settings, validation, callbacks, resume)

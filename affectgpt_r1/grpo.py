@@ -25,7 +25,7 @@ from trl import GRPOConfig
 from .checkpoints import adapters_for, find_base, hide_known_warnings
 from .features import check_features
 from .fingerprints import (
-    function_hash, generation_hash, model_state, weights_hash)
+    callback_names, function_hash, generation_hash, model_state, weights_hash)
 from .grpo_trainer import (
     AffectGRPOTrainer, HeldOutTrainer, steps_between_samplings)
 from .guards import check_clips_reach_policy, guard_rewards, reward_name
@@ -240,7 +240,7 @@ def _check_length(processor, mode, max_new_tokens):
                          "every answer would be cut")
 
 # %% ../nbs/11_grpo.ipynb #4c2ae1a3
-def _open_run(model, processor, rows, out, settings, rewards, wheels):
+def _open_run(model, processor, rows, out, settings, rewards, wheels, callbacks):
     "The checkpoint to resume from; `run.json` gets everything that decides the numbers of the run"
     (dataset, validation), mode = rows, settings["mode"]
     settings = {k: v for k, v in settings.items() if k != "micro_batch"}
@@ -249,6 +249,7 @@ def _open_run(model, processor, rows, out, settings, rewards, wheels):
     return start_or_resume(
         out, stage="grpo", start=weights_hash(model), **model_state(model, trains=True),
         **settings | dict(rewards=parts),
+        callbacks=callback_names(callbacks),
         **clips_of_run(processor, dataset, mode), wheels=judged,
         validation=clips_of_run(processor, validation, mode),
         sampling=generation_hash(model.generation_config))
@@ -309,7 +310,7 @@ def train_grpo(
     settings = _prepare(model, processor, (dataset, validation), recipe, changes)
     rewards, rows = _rewards(rewards, settings, wheels), (dataset, validation)
     args = _fitting_config(out, processor, rows, settings, rewards[1])
-    resume = _open_run(model, processor, rows, out, settings, rewards, wheels)
+    resume = _open_run(model, processor, rows, out, settings, rewards, wheels, callbacks)
     if (log := finished_log(model, out)) is not None: return log
     return _train(model, processor, rows, rewards, args, settings, wheels, callbacks, resume)
 

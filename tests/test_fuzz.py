@@ -404,7 +404,7 @@ reply_text = st.lists(st.sampled_from(MARKS) | st.text(max_size=6), max_size=15)
 SAID = ["A", "B", "is", "is", "better", "better", "worse", "than", "than", "not", "neither", "or",
         "and", "but", "because", "answer:", "I choose", "the", "reply", "so", "if", "overall",
         "more", "accurate", "fits", "equally", ".", ".", ",", "?", "\n", "wins", "over", ">",
-        "actually,"]
+        "actually,", "7/10", "9/10,", "80%", "A:", "B:", "scores"]
 sentences = st.lists(st.sampled_from(SAID), max_size=14).map(" ".join)
 NOTHING_SAID = ["A man cries.", "Reply A names sadness, reply B anger.", "A is sad.", "A better?",
                 "The voice in B trembles.", "A good look at the face helps.", "So both are close.",
