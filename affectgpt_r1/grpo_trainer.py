@@ -12,20 +12,23 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.utils import ModelOutput
 from trl import GRPOConfig, GRPOTrainer
 
 from .checkpoints import gathered_weights
 from .guards import ClipCheck, CountsClips, EpochOrder
-from .modeling import MEDIA_KEYS, AffectGPTForConditionalGeneration
+from .media_rows import StackedRows, media_rule, pick_rows, rows_to
+from .modeling import AffectGPTForConditionalGeneration
+from .sampling_checks import (
+    check_answers, check_prompting, compare_logps, take_notes)
 from .shared_prompts import packing_saves, takes_packed_rows
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #b8bd54f7
 def answer_logits(
     model: AffectGPTForConditionalGeneration,  # The policy
     positions: int,    # Length of the longest answer, and one position before it
-    media: dict,       # Tensors of the clips, one row per sequence, and perhaps `prompt_of`
+    media: dict,       # Tensors of the clips as the model takes them, and perhaps `prompt_of`
     labels: torch.Tensor | None = None,   # [batch, length] trl's targets, for a fused loss
     **inputs           # Everything else that trl gives to the model
 ) -> ModelOutput:      # What the model returns, for the last `positions` only
@@ -48,35 +51,60 @@ def _distinct_prompts(prompts):
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #149714ac
 class _SamplesFromClips(GRPOTrainer):
-    media = None   # the tensors of the clips, while trl is at work on their prompts
+    batch = None   # trl's, while its loss is computed
+    media = None   # by row: what `media_rule` cuts, while trl is at work on these sequences
+
+    @property
+    def media_rule(self) -> StackedRows:
+        "How the media of this model are cut and joined"
+        return media_rule(self.model.config)
 
     def _tokenize_prompts(self, prompts):
         distinct, prompt_of = _distinct_prompts(prompts)
         ids, images, fields = super()._tokenize_prompts(distinct)
-        rows = torch.tensor(prompt_of)
-        fields = {name: tensor[rows] for name, tensor in fields.items()}
-        if not fields.keys() & set(MEDIA_KEYS):
+        rows = self.media_rule.cut(fields, ids)
+        if not rows:
             raise ValueError("no media came with the prompts: does each hold a clip, "
                              "as `make_prompt` writes it?")
-        carried = {name: fields[name] for name in MEDIA_KEYS if name in fields}
-        carried["prompt_of"] = rows
-        self.media = {name: x.to(self.accelerator.device) for name, x in carried.items()}
-        return [ids[i] for i in prompt_of], images, fields
+        rows = pick_rows(rows_to(rows, self.accelerator.device), prompt_of)
+        numbers = torch.tensor(prompt_of, device=self.accelerator.device)
+        self.media = rows | dict(prompt_of=numbers)
+        return [ids[i] for i in prompt_of], images, self.media_rule.join(rows)
 
+# %% ../nbs/machinery/grpo_trainer.ipynb #c69b6540
+class _KeepsClips(_SamplesFromClips):
     def _generate_and_score_completions(self, inputs):
-        try: return {**super()._generate_and_score_completions(inputs), **self.media}
+        names, self.sampled_in = [row.get("name") for row in inputs], self.state.global_step
+        try:
+            with take_notes(self) as notes:
+                batch = super()._generate_and_score_completions(inputs)
+            check_answers(self, batch, names)
+            sampled = notes.logps(batch["completion_ids"], self.temperature)
+            return {**batch, **self.media, "sampled_logps": sampled, "clip_names": names}
         finally: self.media = None
 
+# %% ../nbs/machinery/grpo_trainer.ipynb #cf983c3f
+class _Compares(_KeepsClips):
+    def _compare(self, logps, what):
+        "Compare log-probabilities with the sampler's, where these are known and still hold"
+        if self.batch is None or self.state.global_step != self.sampled_in: return
+        gap = compare_logps(self, self.batch["sampled_logps"], logps, self.batch["completion_mask"],
+                            self.batch["clip_names"], what)
+        if gap is not None: self._metrics["train"]["sampling/logp_gap"].append(gap)
+
 # %% ../nbs/machinery/grpo_trainer.ipynb #cc76602c
-class _LearnsFromClips(_SamplesFromClips):
+class _LearnsFromClips(_Compares):
     def _media_of(self, rows, length, n):
         "The clips of a micro-batch, and the numbers of their prompts if sharing them pays"
-        media = {name: x[rows] for name, x in self.media.items()}
+        media = pick_rows(self.media, rows)
         prompt_of = media.pop("prompt_of", None)
+        media = self.media_rule.join(media)
         shared = prompt_of is not None and takes_packed_rows(self.model.config, length)
         if shared and packing_saves(prompt_of, length, n): media["prompt_of"] = prompt_of
         return media
 
+# %% ../nbs/machinery/grpo_trainer.ipynb #7571be4a
+class _LearnsByParts(_LearnsFromClips):
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask,
                                            logits_to_keep, batch_size=None, **kwargs):
         size, parts = batch_size or len(input_ids), []
@@ -86,7 +114,9 @@ class _LearnsFromClips(_SamplesFromClips):
             forward = partial(answer_logits, model, logits_to_keep + 1, media)
             parts.append(super()._get_per_token_logps_and_entropies(
                 forward, ids, mask, logits_to_keep, **kwargs))
-        return tuple(_join_parts(x) for x in zip(*parts))
+        found = tuple(_join_parts(x) for x in zip(*parts))
+        self._compare(found[0], "loss")
+        return found
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #4346b7fd
 def clips_to_read(
@@ -99,7 +129,7 @@ def clips_to_read(
     return samplings * args.generation_batch_size // args.num_generations
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #8ef497af
-class _Samples(CountsClips, _LearnsFromClips):
+class _Samples(CountsClips, _LearnsByParts):
     def _generate_and_score_completions(self, inputs):
         self.note_clips(row["name"] for row in inputs)
         with gathered_weights(self.model): return super()._generate_and_score_completions(inputs)
@@ -109,24 +139,45 @@ class _Samples(CountsClips, _LearnsFromClips):
 
     def logps_of(self, batch):
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        with self.clips_of(batch): return self.logps(ids, mask, ids.shape[1] // 2)
+        with self.clips_of(self.media_rule.cut(batch, ids)):
+            return self.logps(ids, mask, _same_end(ids))
+
+
+def _same_end(ids):
+    "How many tokens at the end all rows have in common, at most half of them"
+    same = (ids == ids[:1]).all(0).flip(0)
+    return int(min(same.long().cumprod(0).sum(), ids.shape[1] // 2))
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #e843b08a
-class AffectGRPOTrainer(_Samples):
-    "trl's `GRPOTrainer` with the clip's tensors kept next to each answer, from sampling to loss"
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        for callback in (ClipCheck(self), EpochOrder()): self.add_callback(callback)
-
+class _Scores(_Samples):
     def _compute_loss(self, model, inputs):
-        with self.clips_of(inputs): return super()._compute_loss(model, inputs)
+        self.batch = inputs if "sampled_logps" in inputs else None
+        if (old := inputs.get("old_per_token_logps")) is not None: self._compare(old, "old policy")
+        try:
+            with self.clips_of(inputs): return super()._compute_loss(model, inputs)
+        finally: self.batch = None
 
     @contextmanager
     def clips_of(self, batch: dict) -> Iterator[None]:
-        "Inside this block, forward passes see the clips whose tensors are in `batch`"
-        self.media = {k: batch[k] for k in (*MEDIA_KEYS, "prompt_of") if k in batch}
+        "Inside this block, forward passes see the clips whose media are in `batch`, by row"
+        names = *self.media_rule.names, "prompt_of"
+        self.media = {name: batch[name] for name in names if name in batch}
         try: yield
         finally: self.media = None
+
+# %% ../nbs/machinery/grpo_trainer.ipynb #bb167474
+class _PromptCheck(TrainerCallback):
+    "Before the first step: a reply must be begun, and no place of a clip be sampled"
+    def __init__(self, trainer): self.trainer = trainer
+    def on_train_begin(self, args, state, control, **kwargs): check_prompting(self.trainer)
+
+# %% ../nbs/machinery/grpo_trainer.ipynb #ec347ae1
+class AffectGRPOTrainer(_Scores):
+    "trl's `GRPOTrainer` with the clip's tensors kept next to each answer, from sampling to loss"
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for callback in (_PromptCheck(self), ClipCheck(self), EpochOrder()):
+            self.add_callback(callback)
 
     def logps(self, ids: torch.Tensor, mask: torch.Tensor, n: int) -> torch.Tensor:
         "Log-probabilities of the last `n` tokens, as trl's loss computes them"

@@ -20,7 +20,7 @@ from .settings import read_settings
 @dataclass(frozen=True)
 class TrainingRecipe:
     "The settings of one stage, each with its source; prints itself as a table"
-    name: str     # "toy", "laptop", "small", "paper" or "paper_think"
+    name: str     # "toy", "laptop", "small", "paper", "paper_think", "omni" or "mer_r1"
     stage: str    # "sft" for the cold start, or "grpo"
     sources: dict[str, tuple[Any, str]]   # Setting -> (value, where it comes from)
 
@@ -127,14 +127,44 @@ _LAPTOP_GRPO = _TOY_GRPO | dict(
     lora=(True, "as the paper"), learning_rate=(5e-5, "ours, not measured"),
     num_prompts=(4, "ours"), steps=(100, "ours, not measured"), save_steps=(25, "ours"))
 
+# %% ../nbs/machinery/recipes.ipynb #290e7989
+_OMNI_SFT = _PAPER_SFT | dict(
+    lora=(True, "ours: rank 16, alpha 32, on the decoder; the encoders stay frozen"),
+    learning_rate=(1e-4, "ours, not measured"), lr_scheduler_type=("cosine", "ours"),
+    warmup_steps=(20, "ours"), batch_size=(8, "ours"), epochs=(2, "MER-R1"),
+    weight_decay=(0.01, "ours"), save_steps=(200, "ours"),
+    gradient_checkpointing=(True, "ours: to fit one GPU of 80 GB"))
+
+_OMNI_GRPO = _LAPTOP_GRPO | dict(
+    lora=_OMNI_SFT["lora"], learning_rate=(1e-5, "ours, not measured"),
+    num_prompts=(8, "ours"), steps=(300, "ours, not measured"),
+    micro_batch=(8, "ours: to fit one GPU of 80 GB"),
+    gradient_checkpointing=_OMNI_SFT["gradient_checkpointing"])
+
+# %% ../nbs/machinery/recipes.ipynb #c3df0e53
+_MER_R1_SFT = _OMNI_SFT | dict(
+    mode=("think", "MER-R1: a thought, then the answer"),
+    learning_rate=(2e-5, "MER-R1"), epochs=(2, "MER-R1: of 5,000 clips of MER-Caption+"))
+
+_MER_R1_GRPO = _OMNI_GRPO | dict(
+    mode=_MER_R1_SFT["mode"],
+    rewards=("precision+recall", "MER-R1, but format counts 0.1 there, and calibration 0.1"),
+    penalty=(None, "MER-R1: precision is a reward of its own"),
+    multi_objective_aggregation=("normalize_then_sum", "MER-R1: each within its group"),
+    learning_rate=(2e-6, "MER-R1"), num_generations=(4, "MER-R1"),
+    num_prompts=(8, "MER-R1: 26,000 clips in 3,262 steps; divide by your number of GPUs"),
+    steps=(3262, "MER-R1: one pass over the other clips of MER-Caption+"),
+    beta=(0.04, "MER-R1 has a KL term and prints no weight; OPPO's, on the same model"),
+    loss_type=("grpo", "as in the paper's re-implementations"))
+
 # %% ../nbs/machinery/recipes.ipynb #99814cb5
 TRAINING_RECIPES = {   # (name, stage) -> recipe
     (name, stage): TrainingRecipe(name, stage, sources)
     for stage, by_name in dict(
         sft=dict(toy=_TOY_SFT, laptop=_LAPTOP_SFT, small=_SMALL_SFT, paper=_PAPER_SFT,
-                 paper_think=_PAPER_THINK_SFT),
+                 paper_think=_PAPER_THINK_SFT, omni=_OMNI_SFT, mer_r1=_MER_R1_SFT),
         grpo=dict(toy=_TOY_GRPO, laptop=_LAPTOP_GRPO, small=_SMALL_GRPO, paper=_PAPER_GRPO,
-                  paper_think=_PAPER_THINK_GRPO)).items()
+                  paper_think=_PAPER_THINK_GRPO, omni=_OMNI_GRPO, mer_r1=_MER_R1_GRPO)).items()
     for name, sources in by_name.items()}
 
 
