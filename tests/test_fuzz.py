@@ -186,6 +186,7 @@ clips = st.dictionaries((words | st.sampled_from(["007", "7", "NA", "1e5", "18_1
        st.sampled_from(["\n", "\r\n"]), st.sampled_from([[], [""], ["", ""]]))
 def test_csv_comes_back(tmp_path, held, separator, quoting, end, more):
     "What a program writes is read as the same text, whatever separates the cells"
+    assume(held.get("name") != "openset")   # the header once more: two files that were joined
     if "\r" in "".join([*held, *held.values()]):   # Python leaves it without quotes: a line end
         quoting = csv_files.QUOTE_ALL
     with open(tmp_path/"x.csv", "w", encoding="utf-8", newline="") as file:
@@ -266,6 +267,7 @@ LINES = ["1", "2", "", "WEBVTT", "NOTE x", "00:00:01,000 --> 00:00:02,000", "00:
 
 
 @fuzz
+@example(["1", "{1}{2}hi"], "\r", "x.srt")
 @given(st.lists(st.sampled_from(LINES) | text, max_size=12), st.sampled_from(["\n", "\r", " "]),
        st.sampled_from(["x.srt", "x.vtt", "x.ass", "x.ttml"]))
 def test_subtitles_of_any_lines(tmp_path, lines, end, name):
