@@ -5,21 +5,25 @@
 # %% auto #0
 __all__ = ['THINKERS', 'Qwen25OmniThinker', 'Qwen3OmniThinker']
 
-# %% ../nbs/machinery/omni_model.ipynb #dec05c62
+# %% ../nbs/machinery/omni_model.ipynb #6c1abe7c
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping)
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast)
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
     Qwen2_5OmniThinkerForConditionalGeneration, Qwen2_5OmniThinkerModel)
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
     Qwen3OmniMoeThinkerForConditionalGeneration, Qwen3OmniMoeThinkerModel)
 
 from .decoders import WholeGenerationConfig
+from .kept_features import KeptFeatures, is_sharded
 
-# %% ../nbs/machinery/omni_model.ipynb #4f109607
+# %% ../nbs/machinery/omni_model.ipynb #c31c49f1
 def _row_facts(ids, config):
     "How many videos and sounds a row holds, and whether its sound lies inside its video"
     starts, sounds = ids == config.vision_start_token_id, ids == config.audio_start_token_id
@@ -31,7 +35,7 @@ def _next(x, at, n):
     "The next `n` entries from `at` on; None where there are none"
     return x[at:at + n] if x is not None and n else None
 
-# %% ../nbs/machinery/omni_model.ipynb #53af7473
+# %% ../nbs/machinery/omni_model.ipynb #dc5f5553
 class _PositionsByRow:
     def get_rope_index(
         self, input_ids=None, image_grid_thw=None, video_grid_thw=None, attention_mask=None,
@@ -49,8 +53,44 @@ class _PositionsByRow:
         positions = [x.to(input_ids.device) for x in positions]
         return torch.cat(positions, 1), torch.cat([x.view(1, 1) for x in ahead])
 
-# %% ../nbs/machinery/omni_model.ipynb #4a5d9a1c
-class _Backbone(_PositionsByRow):
+# %% ../nbs/machinery/omni_model.ipynb #c5d4d1dd
+class _HearsOnce(_PositionsByRow):
+    def get_audio_features(self, input_features, feature_attention_mask=None, *args, **kwargs):
+        "As the library's, each distinct sound once"
+        encode = super().get_audio_features
+        if is_sharded(self.audio_tower):
+            return encode(input_features, feature_attention_mask, *args, **kwargs)
+
+        def compute(clips):
+            masks = [x.new_ones(1, x.shape[1], dtype=torch.long) for x, in clips]
+            outs = [encode(x[None], mask, return_dict=True) for (x,), mask in zip(clips, masks)]
+            return [out.last_hidden_state for out in outs]
+
+        lengths = feature_attention_mask.sum(-1).tolist()
+        clips = [(x[:, :n],) for x, n in zip(input_features, lengths)]
+        hidden = self.kept_sounds.of(clips, self.audio_tower, compute)
+        return BaseModelOutputWithPooling(torch.cat(hidden))
+
+# %% ../nbs/machinery/omni_model.ipynb #4821ed31
+class _SeesOnce(_HearsOnce):
+    def get_video_features(self, pixel_values_videos, video_grid_thw=None, *args, **kwargs):
+        "As the library's, each distinct video once"
+        encode = super().get_video_features
+        if is_sharded(self.visual):
+            return encode(pixel_values_videos, video_grid_thw, *args, **kwargs)
+
+        def compute(clips):
+            outs = [encode(x, grid[None], return_dict=True) for x, grid in clips]
+            return [(out.pooler_output[0], [x[0] for x in getattr(out, "deepstack_features", [])])
+                    for out in outs]
+
+        patches = pixel_values_videos.split(video_grid_thw.prod(-1).tolist())
+        clips = list(zip(patches, video_grid_thw, strict=True))
+        pooled, deep = zip(*self.kept_videos.of(clips, self.visual, compute))
+        return SimpleNamespace(pooler_output=pooled, deepstack_features=list(zip(*deep)))
+
+# %% ../nbs/machinery/omni_model.ipynb #61ebe1b9
+class _Backbone(_SeesOnce):
     def forward(self, *args, logits_to_keep: int = 0, **kwargs) -> BaseModelOutputWithPast:
         out = super().forward(*args, **kwargs)
         out.last_hidden_state = out.last_hidden_state[:, -logits_to_keep:]
@@ -62,7 +102,7 @@ class _Qwen25Backbone(_Backbone, Qwen2_5OmniThinkerModel): pass
 
 class _Qwen3Backbone(_Backbone, Qwen3OmniMoeThinkerModel): pass
 
-# %% ../nbs/machinery/omni_model.ipynb #016c171b
+# %% ../nbs/machinery/omni_model.ipynb #4842184b
 _MARKS = ("image_token_id", "audio_token_id", "video_token_id", "vision_start_token_id",
           "vision_end_token_id", "audio_start_token_id", "audio_end_token_id")
 
@@ -75,7 +115,7 @@ def _add_fields(config):
     for name, value in fields.items():
         if not hasattr(config, name): setattr(config, name, value)
 
-# %% ../nbs/machinery/omni_model.ipynb #d0cda159
+# %% ../nbs/machinery/omni_model.ipynb #140e2de3
 class _FrozenTowers(_PositionsByRow):
     _can_compile_fullgraph = False   # positions are counted row by row
 
@@ -83,6 +123,7 @@ class _FrozenTowers(_PositionsByRow):
         _add_fields(config)
         super().__init__(config)
         self.model.__class__ = self.backbone   # it has no weights of its own
+        self.model.kept_videos, self.model.kept_sounds = KeptFeatures(), KeptFeatures()
         self.train()
 
     def train(self, mode: bool = True):
@@ -92,7 +133,7 @@ class _FrozenTowers(_PositionsByRow):
             tower.eval().requires_grad_(False)
         return self
 
-# %% ../nbs/machinery/omni_model.ipynb #f2c53d13
+# %% ../nbs/machinery/omni_model.ipynb #3ae8a6f6
 class _Thinker(_FrozenTowers, WholeGenerationConfig):
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
@@ -109,7 +150,7 @@ class _Thinker(_FrozenTowers, WholeGenerationConfig):
             past_key_values=past_key_values, inputs_embeds=inputs_embeds, labels=labels,
             video_second_per_grid=video_second_per_grid, logits_to_keep=logits_to_keep, **kwargs)
 
-# %% ../nbs/machinery/omni_model.ipynb #f4e0d63d
+# %% ../nbs/machinery/omni_model.ipynb #e13ef133
 class Qwen25OmniThinker(_Thinker, Qwen2_5OmniThinkerForConditionalGeneration):
     "The thinker of Qwen2.5-Omni, as a policy"
     backbone = _Qwen25Backbone
@@ -123,7 +164,7 @@ class Qwen3OmniThinker(_Thinker, Qwen3OmniMoeThinkerForConditionalGeneration):
 THINKERS = {   # type of a thinker's configuration -> its class
     "qwen2_5_omni_thinker": Qwen25OmniThinker, "qwen3_omni_moe_thinker": Qwen3OmniThinker}
 
-# %% ../nbs/machinery/omni_model.ipynb #0a802593
+# %% ../nbs/machinery/omni_model.ipynb #3efeea13
 def _register(thinker):
     "Let transformers read and write the checkpoints of a class as those of its parent"
     parent = thinker.__bases__[1]
@@ -138,5 +179,5 @@ def is_thinker(
     "Is this the thinker of a Qwen-Omni?"
     return model.config.model_type in THINKERS
 
-# %% ../nbs/machinery/omni_model.ipynb #b000027b
+# %% ../nbs/machinery/omni_model.ipynb #e079104c
 for _thinker in THINKERS.values(): _register(_thinker)

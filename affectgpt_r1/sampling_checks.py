@@ -6,7 +6,7 @@
 __all__ = ['MAX_ROWS', 'MAX_TOKENS', 'LARGEST_GAP', 'MEAN_GAP', 'rows_to_note', 'SamplerNotes', 'take_notes', 'compare_logps',
            'check_answers', 'check_prompting']
 
-# %% ../nbs/machinery/sampling_checks.ipynb #1d5524e2
+# %% ../nbs/machinery/sampling_checks.ipynb #f5d83ccb
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +18,7 @@ from .messages import list_some
 from .modeling import unwrap_peft
 from .training import training_stopped
 
-# %% ../nbs/machinery/sampling_checks.ipynb #4da981b8
+# %% ../nbs/machinery/sampling_checks.ipynb #0a2c8c53
 MAX_ROWS, MAX_TOKENS = 4, 32   # how much is noted
 
 
@@ -29,7 +29,7 @@ def rows_to_note(
     numbers = prompt_of.tolist()
     return [numbers.index(prompt) for prompt in dict.fromkeys(numbers)][:MAX_ROWS]
 
-# %% ../nbs/machinery/sampling_checks.ipynb #f08407d1
+# %% ../nbs/machinery/sampling_checks.ipynb #7d631819
 class SamplerNotes:
     "What a model says of the next token of some rows, step by step"
     def __init__(self):
@@ -47,7 +47,7 @@ class SamplerNotes:
             logps[self.rows, step] = words.gather(-1, ids[self.rows, step, None])[:, 0]
         return logps
 
-# %% ../nbs/machinery/sampling_checks.ipynb #fc132169
+# %% ../nbs/machinery/sampling_checks.ipynb #845ae6cc
 @contextmanager
 def take_notes(
     trainer: Any,              # An `AffectGRPOTrainer`
@@ -64,16 +64,17 @@ def take_notes(
     try: yield notes
     finally: hook.remove()
 
-# %% ../nbs/machinery/sampling_checks.ipynb #782da453
+# %% ../nbs/machinery/sampling_checks.ipynb #c1f3313d
 LARGEST_GAP = 1e-3    # in 32 bits, of any token
 MEAN_GAP = 5e-2       # in 16 bits, of all tokens
 
-# %% ../nbs/machinery/sampling_checks.ipynb #a24128dc
+# %% ../nbs/machinery/sampling_checks.ipynb #740d191e
 def _is_half(trainer):
-    "Does the model compute in 16 bits?"
-    return trainer.args.bf16 or trainer.args.fp16 or trainer.model.dtype != torch.float32
+    "Does the model compute in 16 bits, by its weights or by autocast?"
+    mixed = trainer.accelerator.mixed_precision != "no"
+    return mixed or trainer.model.dtype != torch.float32
 
-# %% ../nbs/machinery/sampling_checks.ipynb #656be3ed
+# %% ../nbs/machinery/sampling_checks.ipynb #c128c9bd
 def compare_logps(
     trainer: Any,          # An `AffectGRPOTrainer`
     sampled: Tensor,       # [batch, n] what the sampler said, NaN where nothing was noted
@@ -94,12 +95,12 @@ def compare_logps(
                    f"{names[int(gaps.max(1).values.argmax())]!r} ({largest:.1e}). Do both see the "
                    "same clip, prompt, mask and weights?")
 
-# %% ../nbs/machinery/sampling_checks.ipynb #17a8e8d7
+# %% ../nbs/machinery/sampling_checks.ipynb #459b1aa5
 def _stopped(trainer, why):
     "The error to raise, with the step"
     return training_stopped(trainer.args.output_dir, f"Step {trainer.state.global_step + 1}: {why}")
 
-# %% ../nbs/machinery/sampling_checks.ipynb #5d51f74c
+# %% ../nbs/machinery/sampling_checks.ipynb #fb42a55b
 def _wrong_mask(ids, mask, ends, padding):
     "Does the mask of an answer not end where the answer ends? A mask of zeros leaves it out"
     n = int(mask.sum())
@@ -116,7 +117,7 @@ def _places_of(trainer):
     ids = getattr(processor, "placeholder_ids", [])
     return dict(zip(ids, processor.tokenizer.convert_ids_to_tokens(ids)))
 
-# %% ../nbs/machinery/sampling_checks.ipynb #7aaecd7b
+# %% ../nbs/machinery/sampling_checks.ipynb #b82741e8
 def check_answers(
     trainer: Any,          # An `AffectGRPOTrainer`
     batch: dict,           # With `completion_ids` and `completion_mask`
@@ -134,7 +135,7 @@ def check_answers(
             raise _stopped(trainer, f"the mask of an answer to clip {name!r} does not end with it: "
                            f"it counts {int(mask.sum())} tokens")
 
-# %% ../nbs/machinery/sampling_checks.ipynb #00ababe7
+# %% ../nbs/machinery/sampling_checks.ipynb #6a9d41a8
 def check_prompting(
     trainer: Any,    # An `AffectGRPOTrainer`, with data
 ) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from trl import GRPOTrainer
 
 from affectgpt_r1 import grpo_trainer, omni_model, sampling_checks
-from affectgpt_r1.checkpoints import load_stage, merge_stage
+from affectgpt_r1.checkpoints import load_stage, merge_stage, save_start
 from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.grpo import read_completions, train_grpo
 from affectgpt_r1.grpo_trainer import HeldOutTrainer
@@ -23,7 +23,7 @@ from affectgpt_r1.inference import AffectGPT
 from affectgpt_r1.labels import QUESTIONS
 from affectgpt_r1.media import read_video, write_video
 from affectgpt_r1.media_rows import OmniRows, media_rule, pick_rows
-from affectgpt_r1.omni import load_omni, make_tiny_omni
+from affectgpt_r1.omni import is_published_omni, load_omni, make_tiny_omni
 from affectgpt_r1.processing import make_prompt
 from affectgpt_r1.sounds import read_waveform
 from affectgpt_r1.training import TrainingStopped
@@ -122,6 +122,20 @@ def test_each_modality_moves_logps_and_samples(rows, texts, family):
             torch.manual_seed(0)
             written.append(model.generate(**given, max_new_tokens=12, do_sample=True))
         assert torch.equal(written[0], written[1]) and not torch.equal(written[0], written[2])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_clip_is_encoded_once(rows, texts, family):
+    "Sixteen rows about two clips: the encoders see two; with other weights they begin anew"
+    model, processor = make_tiny_omni(texts, family)
+    inner, batch = model.model, ask(processor, [rows[0], rows[2]] * 8)
+    whole = logits(model, batch)
+    assert inner.kept_videos.computed == inner.kept_sounds.computed == 2
+    assert torch.allclose(whole[1], logits(model, ask(processor, rows[2:3]))[0], atol=1e-5)
+    assert inner.kept_videos.computed == 2
+    with torch.no_grad(): next(inner.visual.parameters()).mul_(2)
+    assert not torch.allclose(whole, logits(model, batch), atol=1e-4)
+    assert inner.kept_videos.computed == 4 and inner.kept_sounds.computed == 2
 
 
 def test_encoders_are_frozen(texts):
@@ -309,7 +323,14 @@ def test_a_published_folder(rows, texts, tmp_path, family):
     loaded, processor = load_omni(tmp_path / "hub", dtype=torch.float32, **small)
     batch = ask(processor, rows)
     assert torch.allclose(logits(loaded.eval(), batch), logits(model, batch), atol=1e-5)
-    assert loaded.source["omni"]["dtype"] == "float32" and "noted" not in loaded.source
+    assert loaded.source["omni"]["dtype"] == "float32"
+    start = tmp_path / "start"
+    save_start(loaded, processor, start)   # a run of the command line begins with it
+    assert is_published_omni(tmp_path / "hub") and not is_published_omni(start)
+    assert not list(start.glob("*.safetensors"))
+    again, processor = load_stage(start)
+    assert processor.num_frames == 4 and torch.equal(logits(again.eval(), batch), logits(
+        loaded, batch))
     with pytest.raises(ValueError, match="no Qwen-Omni"):
         AutoConfig.for_model("qwen2").save_pretrained(tmp_path / "other")
         load_omni(tmp_path / "other")
