@@ -9,9 +9,9 @@ __all__ = ['main']
 import argparse
 import json
 import sys
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
+
+from .terminal import printable_messages
 
 # %% ../nbs/machinery/cli.ipynb #c8455657
 _OPTIONS = {name: f"--{name}" for name in ("mode", "seed", "recipe", "preset")}
@@ -393,27 +393,6 @@ def _parsers():
         add(commands)
     return parser, commands.choices
 
-# %% ../nbs/machinery/cli.ipynb #e096eb99
-def _make_printable(error):
-    "Write out the control characters in an error and in those behind it"
-    from affectgpt_r1.messages import printable
-    while error is not None:
-        error.args = tuple(printable(x, "\n\t") if isinstance(x, str) else x for x in error.args)
-        error = error.__cause__ or error.__context__
-
-
-@contextmanager
-def _printable_messages():
-    "Inside this block, errors and warnings hold nothing that a terminal obeys"
-    from affectgpt_r1.messages import printable
-    plain = warnings.formatwarning
-    warnings.formatwarning = lambda *args, **how: printable(plain(*args, **how), "\n\t")
-    try: yield
-    except Exception as error:
-        _make_printable(error)
-        raise
-    finally: warnings.formatwarning = plain
-
 # %% ../nbs/machinery/cli.ipynb #7fe8a711
 def main(
     args: list[str] | None = None,   # The command line; of this process if None
@@ -422,4 +401,4 @@ def main(
     parser, commands = _parsers()
     args = _with_config(sys.argv[1:] if args is None else args, commands)
     parsed = parser.parse_args(args)
-    with _printable_messages(): parsed.function(parsed)
+    with printable_messages(): parsed.function(parsed)

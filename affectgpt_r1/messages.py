@@ -20,7 +20,8 @@ def shorten(
     return quoted if len(quoted) <= max_chars else quoted[:max_chars - 1] + "…"
 
 # %% ../nbs/machinery/messages.ipynb #59078327
-_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_OBEYED = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 def printable(
     text: str,        # From a file or a model
