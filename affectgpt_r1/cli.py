@@ -223,9 +223,16 @@ def _replicate(args):
 def _score(args):
     from affectgpt_r1.score_report import print_score
     from affectgpt_r1.terminal import exit_code
-    wheels = args.wheels, args.root
-    sys.exit(exit_code(lambda: print_score(args.gold, args.pred, args.metric, args.level, *wheels,
-                                           args.json)))
+    how = args.metric, args.level, args.wheels, args.root, args.json
+    sys.exit(exit_code(lambda: print_score(*_gold_and_answers(args), *how)))
+
+# %% ../nbs/machinery/cli.ipynb #6e83336b
+def _gold_and_answers(args):
+    "The two files to score, as `print_score` takes them"
+    from affectgpt_r1.score_inputs import find_label_file
+    if not args.unibench: return args.gold, args.pred
+    if args.pred: raise ValueError("--unibench finds the gold of one file: leave out GOLD")
+    return str(find_label_file(args.gold, args.unibench)), args.gold
 
 def _submit(args):
     from affectgpt_r1.submissions import print_submission
@@ -315,12 +322,15 @@ def _add_wheels(parser):
                         help="tables of emotion words; v1 and v2026 are the authors'")
     parser.add_argument("--root", metavar="DIR", help="folder of the authors' tables")
 
+# %% ../nbs/machinery/cli.ipynb #957eed7d
 def _add_score(commands):
     "The command that scores a file of answers"
     score = _command(commands, "score", _score, "score a file of answers against a file of gold")
     score.add_argument("gold", help="csv, json, jsonl, xlsx or npz; - is standard input")
     score.add_argument("pred", nargs="?", help="the same; without it, gold and pred are columns "
                                                "of one file")
+    score.add_argument("--unibench", metavar="DIR", help="folder with the label files of "
+                       "MER-UniBench, among which the gold of one file of answers is found")
     score.add_argument("--metric", choices=["ew", "ovmer", "mer2025", "hit", "sentiment"],
                        help="by default that of a label file's set, or ew")
     score.add_argument("--level", default=1, type=int, choices=[1, 2], help="of ew")

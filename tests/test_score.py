@@ -134,6 +134,21 @@ def test_one_file_without_gold_is_refused(tmp_path):
         assert code == 1 and "give the gold, too: affectgpt-r1 score GOLD" in err
 
 
+def test_the_gold_is_found_by_the_clips(tmp_path):
+    np.savez(tmp_path / "meld_label.npz", test_corpus={"a": dict(emo=1, val=-10)})
+    np.savez(tmp_path / "mosi_label.npz", test_corpus={"c": dict(emo=0, val=1.5)})
+    answers = as_file("npz", tmp_path, {"a": "joy"})
+    found = json.loads(command("score", answers, "--unibench", tmp_path, "--json")[1])
+    both = command("score", tmp_path / "meld_label.npz", answers, "--json")[1]
+    assert found == json.loads(both) and found["metric"] == "hit"
+    code, _, err = command("score", answers, answers, "--unibench", tmp_path)
+    assert code == 1 and "leave out GOLD" in err
+    other = as_file("npz", tmp_path, {"z": "joy"})
+    assert "give the gold" in command("score", other, "--unibench", tmp_path)[2]
+    missing = command("score", other, "--unibench", tmp_path / "nowhere")
+    assert missing[0] == 1 and "nowhere: no label file" in missing[2]
+
+
 def test_levels_and_answers_without_gold(gold, tmp_path):
     more = csv(tmp_path / "more.csv", PRED | {"e": "[happy]"})
     found = json.loads(command("score", gold, more, "--level", 2, "--json")[1])
@@ -300,6 +315,7 @@ def test_as_the_authors_scripts_print_mer_unibench(key):
         line = (f"fscore: {want['waf']}, acc: {want['acc']}" if "waf" in want else
                 f"hitrate: {want['hit_rate']}")
         assert authors(label, answers) == [line]
+        assert authors(answers, "--unibench", label.parent) == [line]
 
 
 @needs_reference
