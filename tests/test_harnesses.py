@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,7 +21,8 @@ from affectgpt_r1.harnesses import (
     lmms_results, lmms_score, lmms_visual, score_answers, torch_metric, vlmeval_dataset,
     write_lmms_tasks, write_vlmeval_tables)
 from affectgpt_r1.metrics import EWScore, ew_score, hit_rate, sentiment_score
-from affectgpt_r1.toy import write_annotations
+from affectgpt_r1.toy import load_states, write_annotations
+from affectgpt_r1.toy_benchmark import benchmark_clip_files
 from affectgpt_r1.unibench import UNIBENCH
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the published:UserWarning",
@@ -187,17 +189,35 @@ def vlmeval(monkeypatch, tmp_path):
     return tmp_path
 
 
+def with_files(corpus, root, key):
+    "A copy of the corpus with a file for each clip of a set"
+    shutil.copytree(corpus, root)
+    for name in load_states(root, "test") if key in ("Toy", "OVMERDPlus") else ():
+        files = [root/f"video/{name}.mp4", root/f"audio/{name}.wav"]
+        for file in (*files, *benchmark_clip_files(root, "OVMERDPlus", name)): write(file)
+    for name in load_states(root, key) if key != "Toy" else ():
+        for file in benchmark_clip_files(root, key, name): write(file)
+    return root
+
+
+def write(file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"no film")
+
+
 @pytest.mark.parametrize("key", ["MER2023", "SIMS", "OVMERDPlus", "Toy"])
 def test_in_vlmeval(vlmeval, corpus, key):
-    (file,) = write_vlmeval_tables(corpus, vlmeval, [key], missing="mask")
-    table = LOAD(file).assign(path=[str(vlmeval/f"clips/{i}.mp4") for i in LOAD(file)["index"]])
-    table.assign(video=[Path(p).stem for p in table["path"]]).to_csv(file, sep="\t", index=False)
-    cls = vlmeval_dataset()
+    with pytest.raises(ValueError, match=f"{key}: no video for clip .*missing='drop'"):
+        write_vlmeval_tables(corpus, vlmeval, [key], missing="mask")
+    root = with_files(corpus, vlmeval/"corpus", key)
+    (file,) = write_vlmeval_tables(root, vlmeval, [key])
+    table, cls = LOAD(file), vlmeval_dataset()
+    folder = Path(table["path"][0]).parent
     assert f"AffectGPT_{key}" in cls.supported_datasets() and cls.MODALITY == "VIDEO"
     data = cls(dataset=f"AffectGPT_{key}")
-    assert data.data_root == str(vlmeval/"clips")
+    assert data.data_root == str(folder) and (folder/f"{data.data['video'][0]}.mp4").is_file()
     whole, asked = data.build_prompt(0, video_llm=True)
-    assert whole == dict(type="video", value=str(vlmeval/"clips/0.mp4"))
+    assert whole == dict(type="video", value=table["path"][0])
     assert asked == dict(type="text", value=table["question"][0])
     if cls.__mro__[1] is VideoBaseDataset:
         *frames, asked = data.build_prompt(data.data.iloc[1], video_llm=False)
@@ -219,7 +239,9 @@ def test_as_inspect_calls_it():
     assert one.value == close(ew_score([GOLD[0]], [["joyful"]]).f) and one.answer == "joyful"
     scores = [SimpleNamespace(score=SimpleNamespace(metadata=dict(gold=g, labels=p)))
               for g, p in zip(GOLD, PRED)]
-    assert harnesses._corpus_f(None, object)(scores) == close(WANT.f)
+    metric = harnesses._corpus_f(None, object)
+    assert metric(scores) == close(WANT.f)
+    assert metric.__annotations__["scores"] == list[object]   # else it gets bare scores
 
 
 def test_in_inspect(tmp_path):
