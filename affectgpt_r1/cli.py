@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 
+from .terminal import printable_messages
+
 # %% ../nbs/machinery/cli.ipynb #c8455657
 _OPTIONS = {name: f"--{name}" for name in ("mode", "seed", "recipe", "preset")}
 
@@ -110,7 +112,18 @@ def _sources(args):
     given = dict(caption=args.caption, human=args.human, test=args.test)
     return {name: parse_source(text) for name, text in given.items() if text}
 
+def _check_unibench(args):
+    "Look at the nine test sets, by name"
+    if args.caption or args.human or args.test:
+        raise ValueError("--unibench looks at the nine test sets alone: give the label files of "
+                         "the training clips as --train")
+    from affectgpt_r1.benchmark_clips import print_unibench
+    from affectgpt_r1.terminal import exit_code
+    sys.exit(exit_code(lambda: print_unibench(args.unibench, args.train, args.json)))
+
 def _check_data(args):
+    if args.unibench: return _check_unibench(args)
+    if args.train or args.json: raise ValueError("--train and --json belong to --unibench")
     from affectgpt_r1.splits import load_splits
     load_splits(**_sources(args), missing=args.missing, leakage=args.leakage)
 
@@ -206,6 +219,22 @@ def _replicate(args):
     torch.set_num_threads(1)
     print_replication(replicate(args.runs, args.out))
 
+# %% ../nbs/machinery/cli.ipynb #8f89b57d
+def _score(args):
+    from affectgpt_r1.score_report import print_score
+    from affectgpt_r1.terminal import exit_code
+    wheels = args.wheels, args.root
+    sys.exit(exit_code(lambda: print_score(args.gold, args.pred, args.metric, args.level, *wheels,
+                                           args.json)))
+
+def _submit(args):
+    from affectgpt_r1.submissions import print_submission
+    from affectgpt_r1.terminal import exit_code
+    from affectgpt_r1.wheels import load_wheels
+    what = args.pred, args.candidates, args.out, args.max_labels, args.gold
+    sys.exit(exit_code(lambda: print_submission(*what, load_wheels(args.wheels, args.root),
+                                                args.json)))
+
 # %% ../nbs/machinery/cli.ipynb #fbece2df
 def _command(commands, name, function, text):
     "A command of its own"
@@ -257,16 +286,62 @@ def _add_features(commands):
                         help="size of a new model, if neither of these is given")
 
 # %% ../nbs/machinery/cli.ipynb #6ae9e81a
+def _add_check(commands):
+    "The command that looks at data"
+    check = _command(commands, "check-data", _check_data, "what is there, and what is wrong")
+    _add_data(check)
+    check.add_argument("--unibench", metavar="FOLDER", help="the nine test sets: which clips are "
+                                                            "there, by name")
+    check.add_argument("--train", nargs="+", default=[], metavar="CSV",
+                       help="label files whose clips must not be in those sets")
+    check.add_argument("--json", action="store_true", help="of --unibench, for a script")
+    check.epilog = f"{_CODES} (of --unibench)"
+
 def _add_stages(commands):
     "The stages of a run, in their order"
-    _add_data(_command(commands, "check-data", _check_data, "what is there, and what is wrong"))
-    _add_features(commands)
     sft = _stage(commands, "sft", _sft, "the cold start on the captions")
     _add_training(sft, ["answer", "think", "mixed"])
     grpo = _stage(commands, "grpo", _grpo, "GRPO on the human split")
     _add_training(grpo, ["answer", "think"])
     evaluate = _stage(commands, "evaluate", _evaluate, "answers to the test clips")
     evaluate.add_argument("--mode", choices=["answer", "think"], help="that of the run by default")
+
+# %% ../nbs/machinery/cli.ipynb #0f2580f0
+_CODES = "exit code: 0 if all is well, 1 for files that cannot be used or have a fault, 2 for usage"
+
+def _add_wheels(parser):
+    "Which tables of emotion words"
+    parser.add_argument("--wheels", default="builtin", choices=["builtin", "v1", "v2026"],
+                        help="tables of emotion words; v1 and v2026 are the authors'")
+    parser.add_argument("--root", metavar="DIR", help="folder of the authors' tables")
+
+def _add_score(commands):
+    "The command that scores a file of answers"
+    score = _command(commands, "score", _score, "score a file of answers against a file of gold")
+    score.add_argument("gold", help="csv, json, jsonl, xlsx or npz; - is standard input")
+    score.add_argument("pred", nargs="?", help="the same; without it, gold and pred are columns "
+                                               "of one file")
+    score.add_argument("--metric", choices=["ew", "ovmer", "mer2025", "hit", "sentiment"],
+                       help="by default that of a label file's set, or ew")
+    score.add_argument("--level", default=1, type=int, choices=[1, 2], help="of ew")
+    _add_wheels(score)
+    score.add_argument("--json", action="store_true", help="for a script")
+    score.epilog = _CODES
+
+# %% ../nbs/machinery/cli.ipynb #14f7d11b
+def _add_submit(commands):
+    "The command that checks and writes what a challenge asks for"
+    submit = _command(commands, "submit", _submit, "check answers for a challenge, and write them")
+    submit.add_argument("pred", help="csv, json, jsonl, xlsx, npz or the zip file to upload")
+    submit.add_argument("candidates", help="csv with the names of all clips")
+    submit.add_argument("--out", metavar="FILE",
+                        help="zip, csv or npz file to write, if there is no fault")
+    submit.add_argument("--max-labels", default=8, type=int, metavar="N",
+                        help="most labels of an answer")
+    submit.add_argument("--gold", metavar="FILE", help="gold of some of the clips, to score them")
+    _add_wheels(submit)
+    submit.add_argument("--json", action="store_true", help="for a script")
+    submit.epilog = _CODES
 
 # %% ../nbs/machinery/cli.ipynb #8906094d
 def _add_tools(commands):
@@ -313,7 +388,9 @@ def _parsers():
     "The parser of the command line, and that of each command by its name"
     parser = argparse.ArgumentParser(prog="affectgpt-r1", allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_stages, _add_tools, _add_plan, _add_studies): add(commands)
+    for add in (_add_score, _add_submit, _add_check, _add_features, _add_stages, _add_tools,
+                _add_plan, _add_studies):
+        add(commands)
     return parser, commands.choices
 
 # %% ../nbs/machinery/cli.ipynb #7fe8a711
@@ -324,4 +401,4 @@ def main(
     parser, commands = _parsers()
     args = _with_config(sys.argv[1:] if args is None else args, commands)
     parsed = parser.parse_args(args)
-    parsed.function(parsed)
+    with printable_messages(): parsed.function(parsed)

@@ -9,6 +9,7 @@ __all__ = ['cache_folder', 'ToyRun', 'cold_started_toy']
 import os
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
@@ -18,12 +19,12 @@ from filelock import FileLock
 from .coldstart import cold_start, target_text
 from .data import load_mer2025
 from .features import FeatureCache
-from .fingerprints import short_hash
+from .fingerprints import code_hash
 from .labels import QUESTIONS
 from .modeling import AffectGPTForConditionalGeneration
 from .parts import make_toy_model
 from .processing import AffectGPTProcessor
-from .toy import CORPUS_VERSION, make_toy_corpus
+from .toy import make_toy_corpus
 from .towers import train_towers
 from .training import load_stage
 from .wheels import load_wheels
@@ -34,7 +35,8 @@ def cache_folder() -> Path:
     home = Path(os.environ.get("AFFECTGPT_R1_CACHE", "~/.cache/affectgpt_r1")).expanduser()
     try: home.mkdir(parents=True, exist_ok=True)
     except OSError: home = Path(tempfile.mkdtemp())
-    return home/f"toy-{short_hash(str(CORPUS_VERSION))}"
+    made_by = find_spec("affectgpt_r1.demo").origin
+    return home/f"toy-{code_hash(made_by)}"
 
 # %% ../nbs/machinery/demo.ipynb #128eccb7
 @dataclass
@@ -77,6 +79,4 @@ def cold_started_toy() -> ToyRun:
             torch.set_num_threads(n_threads)
     model, processor = load_stage(folder/"cold_start")
     processor.features, splits = FeatureCache(folder/"features", model, processor), _splits(folder)
-    missing = [row for split in splits for row in split if row not in processor.features]
-    if missing: processor.features.compute(missing, model, processor)   # of an older release
     return ToyRun(folder, *splits, model.eval(), processor)

@@ -88,7 +88,7 @@ class _EWSums:
 
     def reset(self) -> Self:
         "Forget all clips"
-        self._sums = np.zeros(5*len(self.wheels.names) + 4)
+        self.sums = np.zeros(5*len(self.wheels.names) + 4)
         return self
 
 # %% ../nbs/03_metrics.ipynb #99deb78c
@@ -103,7 +103,7 @@ class _EWCollector(_EWSums):
         names, gold, pred = pair_labels(gold, pred)
         settings = self.wheels, self.level, self.constant
         blocks = [slice(i, i + _BLOCK_CLIPS) for i in range(0, len(gold), _BLOCK_CLIPS)]
-        self._sums += sum(_clip_sums(gold[b], pred[b], names[b], *settings) for b in blocks)
+        self.sums += sum(_clip_sums(gold[b], pred[b], names[b], *settings) for b in blocks)
         return self
 
 # %% ../nbs/03_metrics.ipynb #866bab3c
@@ -117,14 +117,14 @@ class EWScore(_EWCollector):
         if kinds[0] != kinds[1]:
             raise ValueError("only scores with the same wheels, the same level "
                              "and the same constant can be merged")
-        self._sums = self._sums + other._sums
+        self.sums = self.sums + other.sums
         return self
 
     def compute(self,
         sync: bool = False,  # Add up the clips of all processes; then all of them must call this
     ) -> EWResult:
         "The score over all clips so far"
-        sums = sum_over_processes(self._sums) if sync else self._sums
+        sums = sum_over_processes(self.sums) if sync else self.sums
         return _ew_result(sums, self.wheels, self.level, self.constant, self.undefined)
 
 # %% ../nbs/03_metrics.ipynb #c028

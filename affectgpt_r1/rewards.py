@@ -15,7 +15,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from .judges import perception_reward
 from .labels import check_mode, completion_text, parse_labels, parse_response
 from .mentions import find_emotions
 from .metrics import ew_rewards
@@ -211,6 +210,12 @@ def _of_answer(measure: str) -> Callable:
         return accuracy_reward(wheels, penalty, mode, measure)
     return component
 
+def _perception(wheels, penalty, mode, judge) -> Callable:
+    "The component that asks a judge; only judges need packages that read clips"
+    from affectgpt_r1.judges import perception_reward
+    return perception_reward(judge)
+
+# %% ../nbs/10_rewards.ipynb #32c7193f
 COMPONENTS = {   # name -> f(wheels, penalty, mode, judge) -> reward function
     "format": lambda wheels, penalty, mode, judge: format_reward(mode),
     "accuracy": _of_answer("f"),
@@ -219,7 +224,7 @@ COMPONENTS = {   # name -> f(wheels, penalty, mode, judge) -> reward function
     "graded": _of_answer("graded"),
     "dual": lambda wheels, penalty, mode, judge: dual_reward(wheels, penalty),
     "alignment": lambda wheels, penalty, mode, judge: alignment_reward(wheels),
-    "perception": lambda wheels, penalty, mode, judge: perception_reward(judge),
+    "perception": _perception,
 }
 
 # %% ../nbs/10_rewards.ipynb #6cdb7ceb

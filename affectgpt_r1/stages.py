@@ -24,6 +24,8 @@ from .grpo import train_grpo
 from .labels import QUESTIONS
 from .memory import plan_memory
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
+from .omni import is_published_omni, load_omni
+from .omni_model import is_thinker
 from .parts import load_parts, make_model
 from .processing import AffectGPTProcessor
 from .recipes import stage_settings, training_recipe
@@ -74,7 +76,7 @@ def load_run_stage(
     "What a stage has written, with the cached features of the run"
     run = Path(run)
     model, processor = load_stage(run / name, **kwargs)
-    processor.features = FeatureCache(run / "features", model, processor)
+    if not is_thinker(model): processor.features = FeatureCache(run / "features", model, processor)
     return model, processor
 
 # %% ../nbs/machinery/stages.ipynb #cd5a7efb
@@ -85,7 +87,7 @@ def prepare_run(
     leakage: str = "error",            # Test clips among the training clips, the same
     wheels: dict | None = None,        # Arguments of `load_wheels`; the built-in wheels if None
     clips: str = "toy",                # Size of the generated corpus: "toy" or "smoke"
-    model: str | dict | None = None,   # Checkpoint, or arguments of `load_parts`
+    model: str | dict | None = None,   # Checkpoint, Qwen-Omni, or arguments of `load_parts`
     preset: str = "toy",               # Size of a new model: "toy" or "small"
     seed: int = 0,                     # Of clips, weights and training
     **settings: Any                    # Further arguments of `train_towers`, for a new model
@@ -95,6 +97,7 @@ def prepare_run(
     with PartialState().main_process_first():
         splits = _prepare_data(Path(run), sources, clips, about)
     start, processor = _start(Path(run), model, splits, preset, seed, settings)
+    if is_thinker(start): return   # it keeps features in memory
     processor.features = FeatureCache(Path(run) / "features", start, processor)
     for name in SPLITS: processor.features.compute(splits[name], start, processor)
 
@@ -116,6 +119,7 @@ def _prepare_data(run, sources, clips, about):
 def _find_start(model, splits, preset, seed, settings):
     "The first model of a run and its processor"
     if isinstance(model, dict): return load_parts(**model)
+    if model and is_published_omni(model): return load_omni(model)
     return load_stage(model) if model else _make_start(splits["caption"], preset, seed, settings)
 
 # %% ../nbs/machinery/stages.ipynb #39ede037

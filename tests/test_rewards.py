@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affectgpt_r1.engines import swift_rewards, verl_score
 from affectgpt_r1.fields import ordinary_words
 from affectgpt_r1.judges import frozen_score, likelihood_judge
 from affectgpt_r1.labels import make_target
@@ -456,49 +455,6 @@ def test_recipes_train(lab, name):
                      steps=2, num_prompts=2, num_generations=4, max_new_tokens=8, **recipe.trl)
     want = {"answer/words", "frac_reward_zero_std", "completions/clipped_ratio"}
     assert {f"rewards/{c}/mean" for c, _ in recipe.weights} | want <= log[0].keys()
-
-
-def test_as_verl_calls_it():
-    """verl 0.9.1, NaiveRewardManager: keyword arguments, one completion at a time
-
-    A dict must hold `score`.
-    """
-    compute_score = verl_score("acc+format+p1", wheels)
-    def call(text, gold, **more):
-        return compute_score(data_source="mer2025", solution_str=text, ground_truth=gold,
-                             extra_info={"num_turns": 1}, **more)
-    found = call("<answer>happy, glad</answer>", ["happy"])
-    assert found == {"score": .5 + .2, "accuracy": .5, "format": 1.}
-    more = dict(reward_router_address="host", reward_model_tokenizer=None)
-    assert call("<answer>happy</answer>", "[happy, glad]", **more)["score"] == 1.2
-    found = call("<answer>sad</answer>", np.array(["neutral"], object))
-    assert found == {"score": .2, "accuracy": 0., "format": 1.}   # verl knows no None
-    assert compute_score("x", "sad", ["sad"], None)["score"] == 0
-    assert not inspect.iscoroutinefunction(compute_score)
-    with pytest.raises(ValueError, match="needs a judge"): verl_score("all-five", wheels)
-
-
-def test_as_swift_calls_it():
-    """ms-swift 4.6.0: registered by name, made with `args=`, called with completions and columns
-
-    The class's name is the one in the log.
-    """
-    orms = {"accuracy": object, "format": object}   # its own; ours must not take their place
-    orms.update(swift_rewards("all-five", wheels, judge=shorter))
-    assert list(orms)[:2] == ["accuracy", "format"] and len(orms) == 7
-    thought = "<think>She is sad.</think>"
-    completions = [f"{thought}<answer>sad</answer>", f"{thought}<answer>sad, low</answer>"]
-    columns = dict(trainer_state=SimpleNamespace(global_step=0), labels=[["sad"], ["sad"]],
-                   messages=[[{"role": "user", "content": "?"}]] * 2, name=["clip"] * 2)
-    rewards = {}
-    for name in list(orms)[2:]:
-        reward = orms[name](args=SimpleNamespace())
-        assert callable(reward) and not inspect.isfunction(reward)
-        rewards[reward.__class__.__name__] = reward(completions, **columns)
-    assert rewards == {"accuracy": [1, .5], "format": [1, 1], "dual": [1, 1], "alignment": [1, 1],
-                       "perception": [1, 0]}
-    accuracy = orms["affectgpt_accuracy"](args=None)
-    assert accuracy(completions[:1], labels=[["neutral"]]) == [None]
 
 
 # alarms
