@@ -28,7 +28,7 @@ test: $(installed)
 
 docs: $(installed)
 	@$(py) -m tools.readme
-	@if command -v quarto >/dev/null; then PATH="$(CURDIR)/.venv/bin:$$PATH" nbdev_docs; else $(py) -m tools.site; fi
+	@if command -v quarto >/dev/null; then PATH="$(CURDIR)/.venv/bin:$$PATH" nbdev_docs && $(py) -m tools.twins; else $(py) -m tools.site; fi
 
 lab: $(installed)
 	$(py) -m jupyterlab nbs $(ARGS)

@@ -145,6 +145,7 @@ def frame(
         "brand": CFG.title,
         "host": HOST,
         "address": HOST + page,
+        "here": page,
         "open": ways_in(name),
         "root": "../" * page.count("/"),
         "parts": sidebar,
@@ -187,7 +188,10 @@ def build():
 
 
 if __name__ == "__main__":
+    from tools.twins import write_twins  # it needs what is defined above
+
     index = build()
+    write_twins()
     if dead := list(dead_links()):
         sys.exit("Dead links:\n  " + "\n  ".join(dead))
     print(f"The site: {index}")
