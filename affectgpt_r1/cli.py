@@ -131,7 +131,7 @@ def _features(args):
     model = _parts(args.parts) if args.parts else args.model
     settings = _further(args, train_towers, "seed")
     prepare_run(args.run_dir, _sources(args) or None, args.missing, args.leakage, wheels,
-                args.clips, model, args.preset, args.seed, **settings)
+                args.clips, model, args.preset, args.seed, args.spoken, **settings)
 
 # %% ../nbs/machinery/cli.ipynb #886fa427
 def _changes(args, stage):
@@ -186,6 +186,18 @@ def _planned(args):
 def _rehearse(args):
     from affectgpt_r1.rehearsal import rehearse
     rehearse(args.run_dir, args.shape)
+
+# %% ../nbs/machinery/cli.ipynb #21e15528
+def _predict(args):
+    "Print what a model says about each video, and how probable each word is"
+    from affectgpt_r1.demo import default_model
+    if args.subtitle and len(args.clips) > 1:
+        raise ValueError(f"--subtitle says what is heard in one clip; {len(args.clips)} are given")
+    model = default_model(args.model)
+    for clip in args.clips:
+        said = model.predict(clip, args.mode, subtitle=args.subtitle)
+        words = [f"{w} {p:.2f}" for w, p in said.probabilities.items() if p is not None]
+        print(f"{clip}: {said.reply}", "probabilities: " + ", ".join(words), sep="\n")
 
 # %% ../nbs/machinery/cli.ipynb #23514317
 def _evaluate(args):
@@ -249,6 +261,7 @@ def _add_features(commands):
     parser.add_argument("--wheels-root", help="folder of the authors' emotion wheels")
     parser.add_argument("--clips", default="toy", choices=["toy", "smoke", "tiny"],
                         help="size of the generated corpus, if no clips are given")
+    parser.add_argument("--spoken", action="store_true", help="its subtitles are spoken")
     parser.add_argument("--model", help="checkpoint to start from, its encoders trained")
     parser.add_argument("--parts", nargs="+", metavar="PART",
                         help="trained parts to start from: decoder, vision and audio encoder, as "
@@ -282,6 +295,17 @@ def _add_tools(commands):
     rehearsal.add_argument("--shape", default="qwen2.5-0.5b", help="or tiny, or qwen2.5-7b")
 
 # %% ../nbs/machinery/cli.ipynb #3f62cb8c
+def _add_predict(commands):
+    "Asking a model"
+    text = "what a model says about videos"
+    predict = _command(commands, "predict", _predict, text)
+    predict.add_argument("clips", nargs="+", type=Path, help="video files, with their sound")
+    predict.add_argument("--subtitle", default="", help="what is said in the clip, if it is one")
+    predict.add_argument("--model", default="", help="folder of a checkpoint, laptop or toy; by "
+                                                     "default laptop where it was trained")
+    predict.add_argument("--mode", default="answer", choices=["answer", "think"])
+
+# %% ../nbs/machinery/cli.ipynb #008b7bbb
 def _add_plan(commands):
     "What fits on a GPU"
     plan = _command(commands, "plan", _plan, "what a step of GRPO takes on a GPU")
@@ -313,7 +337,7 @@ def _parsers():
     "The parser of the command line, and that of each command by its name"
     parser = argparse.ArgumentParser(prog="affectgpt-r1", allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_stages, _add_tools, _add_plan, _add_studies): add(commands)
+    for add in (_add_stages, _add_predict, _add_tools, _add_plan, _add_studies): add(commands)
     return parser, commands.choices
 
 # %% ../nbs/machinery/cli.ipynb #7fe8a711
