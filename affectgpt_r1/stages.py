@@ -101,13 +101,13 @@ def prepare_run(
     if not is_thinker(start):   # which keeps features in memory
         _compute_features(Path(run) / "features", splits, start, processor)
 
-# %% ../nbs/machinery/stages.ipynb #f6e3ffde
+# %% ../nbs/machinery/stages.ipynb #f7882fd6
 def _compute_features(folder, splits, start, processor):
     "The features of all clips of a run"
     processor.features = FeatureCache(folder, start, processor)
     for name in SPLITS: processor.features.compute(splits[name], start, processor)
 
-
+# %% ../nbs/machinery/stages.ipynb #f6e3ffde
 def _prepare_data(run, sources, clips, spoken, about):
     "The splits of a run, which `prepared.json` describes from now on"
     if sources is None:
