@@ -26,7 +26,8 @@ PACKAGE = ROOT / "affectgpt_r1"
 MODULES = modules()
 LIGHT = [
     "messages", "processes", "labels", "markup", "fields", "tables", "wheel_files", "wheels",
-    "scoring", "metrics", "unibench", "mentions", "rewards", "engines"]
+    "scoring", "metrics", "unibench", "mentions", "rewards", "engines",
+    "harnesses"]
 MOST_LINES = 420
 MOST_CELL_LINES = 20
 
