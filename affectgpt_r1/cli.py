@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from .terminal import printable_messages
+from .terminal import explain_missing, printable_messages
 
 # %% ../nbs/machinery/cli.ipynb #c8455657
 _OPTIONS = {name: f"--{name}" for name in ("mode", "seed", "recipe", "preset")}
@@ -411,4 +411,4 @@ def main(
     parser, commands = _parsers()
     args = _with_config(sys.argv[1:] if args is None else args, commands)
     parsed = parser.parse_args(args)
-    with printable_messages(): parsed.function(parsed)
+    with explain_missing(), printable_messages(): parsed.function(parsed)
