@@ -11,93 +11,8 @@ import json
 import sys
 from pathlib import Path
 
+from .command_options import add_set, with_config
 from .terminal import explain_missing, printable_messages
-
-# %% ../nbs/machinery/cli.ipynb #c8455657
-_OPTIONS = {name: f"--{name}" for name in ("mode", "seed", "recipe", "preset")}
-
-def _setting(text):
-    "(name, text) of KEY=VALUE; options have their own place"
-    name, equals, value = text.partition("=")
-    name = name.strip()
-    if not equals: raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    if name in _OPTIONS:
-        raise argparse.ArgumentTypeError(f"give {_OPTIONS[name]} {value} in place of {text!r}")
-    return name, value
-
-# %% ../nbs/machinery/cli.ipynb #c44b425b
-class _Settings(argparse.Action):
-    "Collects (name, text), over several `--set`; a name that comes twice is an error"
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        found = [*getattr(namespace, self.dest), *values]
-        names = [name for name, _ in found]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise argparse.ArgumentError(self, f"{twice[0]!r} comes twice")
-        setattr(namespace, self.dest, found)
-
-def _add_set(parser):
-    parser.add_argument("--set", nargs="*", default=[], type=_setting, action=_Settings,
-                        metavar="KEY=VALUE", help="further settings of the stage")
-
-# %% ../nbs/machinery/cli.ipynb #989e88c9
-def _typed(value):
-    "A value of a table below a setting, whose texts are what they look like"
-    from affectgpt_r1.settings import read_value
-    if isinstance(value, dict): return {name: _typed(v) for name, v in value.items()}
-    return [_typed(v) for v in value] if isinstance(value, list) else read_value(value)
-
-def _as_text(value):
-    "The value of a setting in a YAML file as it would be typed; of a list, its type says more"
-    if isinstance(value, str): return value
-    if isinstance(value, dict): return json.dumps(_typed(value))
-    return json.dumps([v if isinstance(v, str) else _typed(v) for v in value])
-
-def _as_texts(value, what):
-    "A value of a YAML file as the texts that would be typed"
-    from affectgpt_r1.messages import shorten
-    if isinstance(value, dict): return [f"{k}={_as_text(v)}" for k, v in value.items()]
-    if isinstance(value, str): return [] if value in ("", "null", "~") else [value]
-    if all(isinstance(text, str) for text in value): return value
-    raise ValueError(f"{what} must be a list of texts or a table, not {shorten(value)}")
-
-# %% ../nbs/machinery/cli.ipynb #079adf32
-def _as_options(settings, options, what):
-    "The options that a dict of a YAML file stands for; `options`: option -> action of a parser"
-    from affectgpt_r1.settings import check_names, read_setting
-    names = {option.removeprefix("--").replace("-", "_"): option for option in options}
-    check_names([name.replace("-", "_") for name in settings], names, what)
-    for name, value in settings.items():
-        option, place = names[name.replace("-", "_")], f"{what}: {name}"
-        if options[option].nargs != 0 and (texts := _as_texts(value, place)):
-            yield from [option, *texts]
-        elif options[option].nargs == 0 and read_setting(place, value or "no", bool): yield option
-
-def _not_typed(settings, typed):
-    "The settings of a file without those that were typed after `--set`"
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--set", nargs="*", default=[], action="extend")
-    names = {text.partition("=")[0].strip() for text in parser.parse_known_args(typed)[0].set}
-    if isinstance(settings, dict): return {k: v for k, v in settings.items() if k not in names}
-    if not isinstance(settings, list): return settings
-    return [x for x in settings if str(x).partition("=")[0].strip() not in names]
-
-# %% ../nbs/machinery/cli.ipynb #1a68ea27
-def _with_config(args, commands):
-    "The arguments of a command, with the options of its `--config` file in front"
-    args = [x for arg in args
-            for x in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    if "--config" not in args[1:-1] or args[0] not in commands: return args
-    if args.count("--config") > 1: commands[args[0]].error("argument --config: give one file")
-    from affectgpt_r1.settings import read_yaml
-    i = args.index("--config")
-    settings, file, typed = read_yaml(args[i + 1]) or {}, args[i + 1], args[1:i] + args[i + 2:]
-    if not isinstance(settings, dict): raise ValueError(f"{file}: is no table of options")
-    if "set" in settings: settings |= dict(set=_not_typed(settings["set"], typed))
-    actions = [a for a in commands[args[0]]._actions if a.dest not in ("config", "help")]
-    options = {option: a for a in actions for option in a.option_strings}
-    what = f"{file}: the command {args[0]}"
-    return [args[0], *_as_options(settings, options, what), *typed]
 
 # %% ../nbs/machinery/cli.ipynb #1b1dfd30
 def _further(args, function, *taken):
@@ -144,7 +59,7 @@ def _features(args):
     model = _parts(args.parts) if args.parts else args.model
     settings = _further(args, train_towers, "seed")
     prepare_run(args.run_dir, _sources(args) or None, args.missing, args.leakage, wheels,
-                args.clips, model, args.preset, args.seed, **settings)
+                args.clips, model, args.preset, args.seed, args.spoken, **settings)
 
 # %% ../nbs/machinery/cli.ipynb #886fa427
 def _changes(args, stage):
@@ -200,6 +115,20 @@ def _rehearse(args):
     from affectgpt_r1.rehearsal import rehearse
     rehearse(args.run_dir, args.shape)
 
+# %% ../nbs/machinery/cli.ipynb #21e15528
+def _predict(args):
+    "Print what a model says about each video, and how probable each word is"
+    from affectgpt_r1.demo import default_model
+    from affectgpt_r1.messages import printable
+    if args.subtitle and len(args.clips) > 1:
+        raise ValueError(f"--subtitle says what is heard in one clip; {len(args.clips)} are given")
+    model = default_model(args.model)
+    for clip in args.clips:
+        said = model.predict(clip, args.mode, subtitle=args.subtitle)
+        words = [f"{w} {p:.2f}" for w, p in said.probabilities.items() if p is not None]
+        lines = f"{clip}: {said.reply}", "probabilities: " + ", ".join(words)
+        print(*map(printable, lines), sep="\n")
+
 # %% ../nbs/machinery/cli.ipynb #23514317
 def _evaluate(args):
     from affectgpt_r1.evaluate import predict_clips
@@ -247,7 +176,7 @@ def _command(commands, name, function, text):
     "A command of its own"
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.set_defaults(function=function)
-    parser.add_argument("--config", help="YAML file with options")   # read by `_with_config`
+    parser.add_argument("--config", help="YAML file with options")   # read by `with_config`
     return parser
 
 def _stage(commands, name, function, text):
@@ -255,7 +184,7 @@ def _stage(commands, name, function, text):
     parser = _command(commands, name, function, text)
     parser.add_argument("--run-dir", required=True, type=Path, help="folder of the run")
     parser.add_argument("--seed", default=0, type=int)
-    _add_set(parser)
+    add_set(parser)
     return parser
 
 # %% ../nbs/machinery/cli.ipynb #1483a50d
@@ -285,6 +214,7 @@ def _add_features(commands):
     parser.add_argument("--wheels-root", help="folder of the authors' emotion wheels")
     parser.add_argument("--clips", default="toy", choices=["toy", "smoke", "tiny"],
                         help="size of the generated corpus, if no clips are given")
+    parser.add_argument("--spoken", action="store_true", help="its subtitles are spoken")
     parser.add_argument("--model", help="checkpoint to start from, its encoders trained")
     parser.add_argument("--parts", nargs="+", metavar="PART",
                         help="trained parts to start from: decoder, vision and audio encoder, as "
@@ -367,6 +297,17 @@ def _add_tools(commands):
     rehearsal.add_argument("--shape", default="qwen2.5-0.5b", help="or tiny, or qwen2.5-7b")
 
 # %% ../nbs/machinery/cli.ipynb #3f62cb8c
+def _add_predict(commands):
+    "Asking a model"
+    text = "what a model says about videos"
+    predict = _command(commands, "predict", _predict, text)
+    predict.add_argument("clips", nargs="+", type=Path, help="video files, with their sound")
+    predict.add_argument("--subtitle", default="", help="what is said in the clip, if it is one")
+    predict.add_argument("--model", default="", help="folder of a checkpoint, laptop or toy; by "
+                                                     "default laptop where it was trained")
+    predict.add_argument("--mode", default="answer", choices=["answer", "think"])
+
+# %% ../nbs/machinery/cli.ipynb #008b7bbb
 def _add_plan(commands):
     "What fits on a GPU"
     plan = _command(commands, "plan", _plan, "what a step of GRPO takes on a GPU")
@@ -375,7 +316,7 @@ def _add_plan(commands):
     plan.add_argument("--model", help="a checkpoint in place of a preset")
     _add_training(plan, ["answer", "think"])
     plan.set_defaults(seed=0)
-    _add_set(plan)
+    add_set(plan)
 
 # %% ../nbs/machinery/cli.ipynb #8f12284a
 def _add_studies(commands):
@@ -398,8 +339,8 @@ def _parsers():
     "The parser of the command line, and that of each command by its name"
     parser = argparse.ArgumentParser(prog="affectgpt-r1", allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_score, _add_submit, _add_check, _add_features, _add_stages, _add_tools,
-                _add_plan, _add_studies):
+    for add in (_add_score, _add_submit, _add_check, _add_features, _add_stages, _add_predict,
+                _add_tools, _add_plan, _add_studies):
         add(commands)
     return parser, commands.choices
 
@@ -409,6 +350,6 @@ def main(
 ) -> None:
     "Run a command"
     parser, commands = _parsers()
-    args = _with_config(sys.argv[1:] if args is None else args, commands)
+    args = with_config(sys.argv[1:] if args is None else args, commands)
     parsed = parser.parse_args(args)
     with explain_missing(), printable_messages(): parsed.function(parsed)

@@ -171,7 +171,6 @@ def cold_start(
     _check_batches(len(dataset), args)
     resume = _open_run(model, processor, dataset, out, settings, validation, callbacks)
     if (log := finished_log(model, out)) is not None: return log
-    if settings["lora"]: find_base(model, out)
     return _train(model, processor, dataset, args, settings, validation, callbacks, resume)
 
 # %% ../nbs/09_coldstart.ipynb #8a5dbe0b
@@ -204,6 +203,7 @@ class AffectSFTTrainer(CountsClips, SFTTrainer):
 # %% ../nbs/09_coldstart.ipynb #1dac59ff
 def _train(model, processor, dataset, args, settings, validation, callbacks, resume):
     "Train with `AffectSFTTrainer`, and save"
+    if settings["lora"]: find_base(model, args.output_dir)
     mode, max_new_tokens = settings["mode"], settings["max_new_tokens"]
     seed = args.seed if settings["shuffle_labels"] else None
     collator = Collator(processor, mode, seed, max_new_tokens)

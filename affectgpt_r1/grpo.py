@@ -225,8 +225,9 @@ def _settings(model, recipe, changes):
     check_mode(settings["mode"])
     sizes = ("num_prompts", "num_generations", "micro_batch")
     check_amounts(settings, "steps", "max_new_tokens", *sizes)
-    if settings.get("micro_batch") is None:
-        settings["micro_batch"] = settings["num_prompts"] * settings["num_generations"]
+    if changes.get("micro_batch") is None:   # what the recipe says, or a part of it that fits
+        answers = settings["num_prompts"] * settings["num_generations"]
+        settings["micro_batch"] = math.gcd(answers, settings.get("micro_batch") or answers)
     _check_answers(*(settings[name] for name in sizes))
     return settings | dict(lora=adapters_for(model, settings["lora"], "lora" in changes))
 

@@ -7,7 +7,7 @@ __all__ = ['HARNESS_SETS', 'METRIC_NAMES', 'HARNESS_RUNS', 'harness_folder', 'ha
            'write_lmms_tasks', 'lmms_visual', 'lmms_results', 'lmms_score', 'write_vlmeval_tables', 'vlmeval_dataset',
            'inspect_scorer', 'evaluate_scores', 'torch_metric']
 
-# %% ../nbs/machinery/harnesses.ipynb #1304417c
+# %% ../nbs/machinery/harnesses.ipynb #0e9414dd
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ from .text_files import replace_file
 from .unibench import UNIBENCH
 from .wheels import EmotionWheels, load_wheels
 
-# %% ../nbs/machinery/harnesses.ipynb #5aceb4ab
+# %% ../nbs/machinery/harnesses.ipynb #cc2da2b5
 def harness_folder(
     name: str,  # "lmms_eval" or "ew_score"
 ) -> Path:
@@ -36,7 +36,7 @@ def harness_folder(
     there = ", ".join(sorted(f.name for f in folder.parent.iterdir() if f.is_dir()))
     raise ValueError(f"no folder {name!r} of harness files; there are {there}")
 
-# %% ../nbs/machinery/harnesses.ipynb #4e7351d1
+# %% ../nbs/machinery/harnesses.ipynb #9a21c8a0
 HARNESS_SETS = {key: s.measure for key, s in UNIBENCH.items()} | {"Toy": "EW F"}
 
 def harness_row(
@@ -52,7 +52,7 @@ def harness_row(
                 question=subtitle + QUESTIONS[mode], gold=json.dumps(gold, ensure_ascii=False),
                 measure=HARNESS_SETS[key], mode=mode)
 
-# %% ../nbs/machinery/harnesses.ipynb #bde45ed5
+# %% ../nbs/machinery/harnesses.ipynb #b7bc5341
 def harness_answer(
     row: Mapping,  # From `harness_row`
     reply: str,    # What the model wrote
@@ -61,7 +61,7 @@ def harness_answer(
     labels = parse_response(str(reply), row["mode"]).labels
     return dict(measure=row["measure"], gold=json.loads(str(row["gold"])), labels=labels)
 
-# %% ../nbs/machinery/harnesses.ipynb #2eb45f05
+# %% ../nbs/machinery/harnesses.ipynb #cd5e7cd0
 METRIC_NAMES = {"EW F": "ew_f", "hit rate": "hit_rate", "WAF": "waf"}
 
 def score_answers(
@@ -76,7 +76,7 @@ def score_answers(
     from affectgpt_r1.benchmark import polarity
     return sentiment_score(gold, [polarity(x, wheels) for x in labels]).waf
 
-# %% ../nbs/machinery/harnesses.ipynb #68ae899c
+# %% ../nbs/machinery/harnesses.ipynb #fa53e5ca
 def _rows_of(root, key, missing, mode):
     "The rows of a set; `root` holds the folders of MER-UniBench, or a toy corpus"
     from affectgpt_r1.data import load_mer2025, load_unibench
@@ -91,7 +91,7 @@ def _rows_of(root, key, missing, mode):
 def _write_text(path, text):
     replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
 
-# %% ../nbs/machinery/harnesses.ipynb #b3de0cbf
+# %% ../nbs/machinery/harnesses.ipynb #adbca2a3
 def write_lmms_tasks(
     root: str | Path,        # Holds `mer2023-dataset-process` and the others, or is a toy corpus
     out: str | Path,         # Folder for `--include_path`
@@ -107,7 +107,7 @@ def write_lmms_tasks(
         _write_text(out / f"{key}.jsonl", "\n".join(lines) + "\n")
     return [f"affectgpt_{key.lower()}" for key in sets]
 
-# %% ../nbs/machinery/harnesses.ipynb #0652a315
+# %% ../nbs/machinery/harnesses.ipynb #3684fa9d
 def lmms_visual(
     doc: Mapping,  # A row
 ) -> list[str]:
@@ -128,14 +128,14 @@ def lmms_score(
     "lmms-eval's `aggregation`"
     return score_answers(answers)
 
-# %% ../nbs/machinery/harnesses.ipynb #a556cda9
+# %% ../nbs/machinery/harnesses.ipynb #54aaeaf4
 def _check_videos(key, table):
     "Raises ValueError for clips without a video, since VLMEvalKit shows nothing else"
     if without := table["name"][table["video"] == ""].tolist():
         raise ValueError(f"{key}: no video for clip {list_some(without)}; missing='drop' leaves "
                          "such clips out")
 
-# %% ../nbs/machinery/harnesses.ipynb #2ec278c6
+# %% ../nbs/machinery/harnesses.ipynb #39ecc018
 def write_vlmeval_tables(
     root: str | Path,        # As in `write_lmms_tasks`
     out: str | Path,         # The folder that the environment variable `LMUData` names
@@ -153,7 +153,7 @@ def write_vlmeval_tables(
         _write_text(path, table.to_csv(sep="\t", index=False))
     return paths
 
-# %% ../nbs/machinery/harnesses.ipynb #93d65e21
+# %% ../nbs/machinery/harnesses.ipynb #be915d60
 def _prompt(self, line, video_llm):
     "VLMEvalKit's messages about a clip"
     line = self.data.iloc[line] if isinstance(line, int) else line
@@ -168,7 +168,7 @@ def _score_table(table):
     answers = [harness_answer(row, row["prediction"]) for row in rows]
     return {METRIC_NAMES[answers[0]["measure"]]: score_answers(answers)}
 
-# %% ../nbs/machinery/harnesses.ipynb #c25e206a
+# %% ../nbs/machinery/harnesses.ipynb #3fb1ad36
 def _files_of(file, read):
     "Folder of the videos, and the table itself"
     return dict(root=str(Path(read(file)["path"][0]).parent), data_file=file)
@@ -181,14 +181,14 @@ def _vlmeval_methods(load, data_root):
     return dict(TYPE="Video-VQA", MODALITY="VIDEO", prepare_dataset=prepare, evaluate=evaluate,
                 build_prompt=_prompt, supported_datasets=classmethod(lambda cls: names))
 
-# %% ../nbs/machinery/harnesses.ipynb #8a02ac5a
+# %% ../nbs/machinery/harnesses.ipynb #4843bb9d
 def vlmeval_dataset() -> type:
     "A class of VLMEvalKit for all `HARNESS_SETS`"
     base = import_engine("vlmeval.dataset.video_base", "-e VLMEvalKit").VideoBaseDataset
     file = import_engine("vlmeval.smp.file", "-e VLMEvalKit")
     return type("AffectGPTEmotions", (base,), _vlmeval_methods(file.load, file.LMUDataRoot))
 
-# %% ../nbs/machinery/harnesses.ipynb #4d294ab5
+# %% ../nbs/machinery/harnesses.ipynb #c7272569
 def _clip_score(Score, state, target, mode, wheels):
     "The score of one reply, with its gold and labels"
     texts = list(target)
@@ -204,7 +204,7 @@ def _corpus_f(wheels, SampleScore):
         return ew_score([x["gold"] for x in kept], [x["labels"] for x in kept], wheels).f
     return metric
 
-# %% ../nbs/machinery/harnesses.ipynb #8d4f72e9
+# %% ../nbs/machinery/harnesses.ipynb #4a570bed
 def inspect_scorer(
     wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
     mode: str = "answer",                 # "answer" or "think": the format that was asked for
@@ -221,7 +221,7 @@ def inspect_scorer(
         return score
     return emotion_wheels()
 
-# %% ../nbs/machinery/harnesses.ipynb #88240363
+# %% ../nbs/machinery/harnesses.ipynb #52020a22
 def evaluate_scores(
     predictions: Sequence,   # One answer for each clip: lists of words, or texts
     references: Sequence,    # The gold in the same form
@@ -233,7 +233,7 @@ def evaluate_scores(
     beside = ("precision", "recall", "mean_labels", "coverage", "never_scored", "constant_baseline")
     return dict(ew_f=s.f) | {name: getattr(s, name) for name in beside}
 
-# %% ../nbs/machinery/harnesses.ipynb #33ea1ffc
+# %% ../nbs/machinery/harnesses.ipynb #bea3d824
 @lru_cache(maxsize=1)
 def _metric_class(Metric):
     "A class of torchmetrics around an `EWScore`"
@@ -254,12 +254,12 @@ def _metric_class(Metric):
         def __reduce__(self): return _metric, (self.score,), self.__getstate__()
     return EWMetric
 
-# %% ../nbs/machinery/harnesses.ipynb #c23e1b5e
+# %% ../nbs/machinery/harnesses.ipynb #0ddcd666
 def _metric(score, **kwargs):
     "A metric of torchmetrics around an `EWScore`"
     return _metric_class(import_engine("torchmetrics", "torchmetrics").Metric)(score, **kwargs)
 
-# %% ../nbs/machinery/harnesses.ipynb #fd50a7e7
+# %% ../nbs/machinery/harnesses.ipynb #65e69db4
 def torch_metric(
     wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
     level: int = 1,           # 1: sectors; 2: the finer words
@@ -269,12 +269,12 @@ def torch_metric(
     "`EWScore` as a metric of torchmetrics"
     return _metric(EWScore(wheels, level, undefined), **kwargs)
 
-# %% ../nbs/machinery/harnesses.ipynb #e283a2ee
+# %% ../nbs/machinery/harnesses.ipynb #ec1e3dd8
 HARNESS_RUNS = (   # harness, release, what is given to it, how it was run, how long pip took
     ("lmms-eval", "0.7.3", "write_lmms_tasks",
-     "its `simple_evaluate`, all ten tasks, a model that answers from a list", "101 s"),
+     "its simple_evaluate, all ten tasks, a model that answers from a list", "101 s"),
     ("VLMEvalKit", "0.2rc1, e8e78f05 of 18 Aug 2026", "vlmeval_dataset",
-     "its `build_dataset` and base class, from its source", "not on PyPI"),
-    ("inspect", "0.3.285", "inspect_scorer", "its `eval` with its own `mockllm` model", "18 s"),
-    ("evaluate", "0.4.6", "harness_folder('ew_score')", "its `load` and `compute`", "11 s"),
-    ("torchmetrics", "1.9.0", "torch_metric", "its `Metric`, also in two processes", "2 s"))
+     "its build_dataset and base class, from its source", "not on PyPI"),
+    ("inspect", "0.3.285", "inspect_scorer", "its eval with its own mockllm model", "18 s"),
+    ("evaluate", "0.4.6", "harness_folder('ew_score')", "its load and compute", "11 s"),
+    ("torchmetrics", "1.9.0", "torch_metric", "its Metric, also in two processes", "2 s"))

@@ -41,6 +41,7 @@ from .wheels import EmotionWheels, load_wheels
 MAX_NEW_TOKENS = {  # tokens of a reply, by preset and mode
     "toy": dict(answer=24, think=96),
     "small": dict(answer=24, think=96),
+    "laptop": dict(answer=32, think=96),
     "other": dict(answer=64, think=512)}
 
 

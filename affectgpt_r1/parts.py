@@ -323,6 +323,7 @@ def load_parts(
     compat: str | None = None,                # For both
     tag_tokens: bool = False,                 # Make tokens of the tags? LoRA must train their rows
     tower_dtype: torch.dtype | None = None,   # Of the towers: `torch.float32`, or the decoder's
+    pad_segments: bool = True,                # Silence behind a segment, until Whisper has 30 s?
     quantization_config: QuantizationConfigMixin | dict | None = None,  # Of the decoder
     **kwargs,  # For configuration and processor, as `fusion` or `num_frames`; `attn_implementation`
 ) -> tuple:                                   # (model, processor)
@@ -359,7 +360,7 @@ def _reply_ends(text, processor):
 # %% ../nbs/machinery/parts.ipynb #03d36b02
 def _put_together(
     text_path, vision_path, audio_path, dtype, seed, prompt_template, visual, compat, tag_tokens,
-    tower_dtype, quantization_config, **kwargs,
+    tower_dtype, pad_segments, quantization_config, **kwargs,
 ):
     "What `load_parts` gives"
     dtype, tower_dtype = _dtype(dtype), _dtype(tower_dtype)
@@ -367,6 +368,7 @@ def _put_together(
     text, tokenizer, tag_ids = _load_decoder(
         text_path, dtype, quantization_config, tag_tokens, attention)
     towers = _load_towers(vision_path, audio_path, dtype, tower_dtype)
+    if not pad_segments: towers[1].config.pad_segments = False
     config = _parts_config(text, *towers, tokenizer, dtype, compat, tag_ids, fields)
     processor = _make_processor(
         tokenizer, vision_path, audio_path, prompt_template=prompt_template, visual=visual,
