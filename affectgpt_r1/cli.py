@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from .command_options import add_set, with_config
-from .terminal import printable_messages
+from .terminal import explain_missing, printable_messages
 
 # %% ../nbs/machinery/cli.ipynb #1b1dfd30
 def _further(args, function, *taken):
@@ -352,4 +352,4 @@ def main(
     parser, commands = _parsers()
     args = with_config(sys.argv[1:] if args is None else args, commands)
     parsed = parser.parse_args(args)
-    with printable_messages(): parsed.function(parsed)
+    with explain_missing(), printable_messages(): parsed.function(parsed)

@@ -402,6 +402,10 @@ def test_source_archive_in_an_empty_environment(scratch, tmp_path):
         [tmp_path / "venv/bin/affectgpt-r1", "--help"], cwd=tmp_path, capture_output=True, text=True
     )
     assert told.returncode == 0 and "check-data" in told.stdout and not told.stderr
+    command = [tmp_path / "venv/bin/affectgpt-r1", "grpo", "--run-dir", tmp_path]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 1 and 'pip install "affectgpt_r1[all]"' in run.stderr
+    assert run.stderr.startswith("error: this command needs ") and run.stderr.count("\n") == 1
 
 
 def test_what_is_uploaded(scratch, tmp_path):

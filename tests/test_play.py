@@ -1,6 +1,7 @@
 """The page that plays: its JavaScript gives the numbers of the Python, and what is typed stays
 text"""
 
+import re
 import shutil
 
 import nbformat
@@ -128,6 +129,13 @@ def test_sectors_are_drawn(opened):
     for k, name in enumerate(wheels.names):
         found = sorted({wheels.cluster(w, name) for w in ("angry", "happy")})
         assert names[k].startswith(name) and names[k].endswith("answer " + ", ".join(found))
+
+
+def test_text_becomes_elements_nowhere():
+    "Nothing in the script reads a text as HTML or as code"
+    script = PLAY.with_suffix(".js").read_text(encoding="utf-8")
+    assert not re.search(r"(inner|outer)HTML|insertAdjacent|document\.write|\beval\(", script)
+    assert "textContent" in script
 
 
 @pytest.mark.parametrize("where", ["input.gold", "[aria-label='Answer 2']"])
