@@ -1,18 +1,25 @@
 """The preset `laptop`: what its encoder hears, its stages, and a model that is asked by command"""
 
+import json
 
+import importlib.util
+import json
 import re
 import shutil
 
 import pytest
 import torch
 from conftest import ROOT
+from test_convert import save_parts
 from transformers import WhisperConfig, WhisperModel
 
 from affectgpt_r1 import demo, modeling, real_parts
 from affectgpt_r1.cli import main
 from affectgpt_r1.inference import AffectGPT
 from affectgpt_r1.modeling import segment_features
+from affectgpt_r1.rehearsal import even_tokens
+from affectgpt_r1.stages import prepare_run
+from tools import laptop
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +71,66 @@ def test_predict_asks_the_model_that_is_there(toy, tmp_path, monkeypatch, capsys
         main(["predict", path, "--model", "laptop"])
     with pytest.raises(ValueError, match="--subtitle says what is heard in one clip; 2 are"):
         main(["predict", path, path, "--subtitle", "So it goes."])
+
+
+# ---- the run ----
+
+
+@pytest.fixture(scope="module")
+def bench():
+    "benchmarks/laptop.py"
+    spec = importlib.util.spec_from_file_location("bench_laptop", ROOT / "benchmarks/laptop.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SMALL = dict(
+    sft=dict(epochs=1, warmup_steps=0), tuned=dict(max_steps=1, warmup_steps=0),
+    grpo=dict(steps=1, num_prompts=2, num_generations=2, warmup_steps=0, temperature=5.0,
+              rewards=([even_tokens], [1.0])))
+
+
+def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
+    "All stages, what is left to do said before each; nothing is done twice; then the record"
+    parts = save_parts(tmp_path / "parts") | dict(preset="laptop")
+    monkeypatch.setattr(laptop, "laptop_parts", lambda: parts)
+    monkeypatch.setattr(laptop, "prepare_run", lambda run, spoken, **how: prepare_run(run, **how))
+    monkeypatch.setenv("AFFECTGPT_R1_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError):   # stopped between two stages
+        with monkeypatch.context() as m:
+            m.setattr(laptop, "run_grpo", lambda *args, **kwargs: 1 / 0)
+            bench.train(run, 0, "answer", "tiny", **SMALL)
+    bench.collect([run], tmp_path / "half.json")
+    half = json.loads((tmp_path / "half.json").read_text())["runs"][0]
+    assert half["missing"] == ["cold_start", "tuned", "grpo"] and not half["gains"]
+    assert re.search(r"about \d+.* left in all", capsys.readouterr().out)
+    bench.train(run, 0, "answer", "tiny", **SMALL)
+    said = capsys.readouterr().out
+    assert "features: done before" in said and "cold start: done before" in said
+    assert (run / "report.md").read_text() in said and "| the best constant answer |" in said
+    assert demo.laptop_folder() == run / "grpo"
+    assert set(json.loads((run / "seconds.json").read_text())) == set(laptop.STAGES)
+    bench.collect([run], tmp_path / "whole.json")
+    record = json.loads((tmp_path / "whole.json").read_text())
+    (whole,) = record["runs"]
+    assert not whole["missing"] and set(whole["stages"]) == {"cold_start", "tuned", "grpo"}
+    assert set(whole["stages"]["grpo"]) == {"greedy", "sampled", "no-face", "no-voice", "no-words"}
+    scores = json.loads((run / "scores.json").read_text())
+    assert whole["stages"]["grpo"]["greedy"]["all"]["ew_f"] == scores["grpo, greedy"]["ew_f"]
+    assert len(whole["shown"]) == whole["clips"]["all"] == 2
+    assert record["over_seeds"]["answer"]["grpo - cold_start, greedy"]["by_seed"] == [
+        whole["gains"]["grpo - cold_start, greedy"]["difference"]]
+
+
+def test_time_left_follows_what_the_stages_took(tmp_path, monkeypatch):
+    monkeypatch.setattr(laptop, "workload", lambda: 2 * laptop.UNIT)   # half as fast a machine
+    clock = laptop.Clock(tmp_path, "answer")
+    assert clock.left() == 2 * sum(laptop.SECONDS["answer"].values())
+    clock.took["features"] = 3 * clock.expected["features"]
+    rest = sum(laptop.SECONDS["answer"].values()) - laptop.SECONDS["answer"]["features"]
+    assert clock.left() == pytest.approx(3 * 2 * rest)
 
 
 def test_what_make_test_installs_is_the_decoder():
