@@ -13,7 +13,7 @@ from conftest import ROOT
 from test_convert import save_parts
 from transformers import WhisperConfig, WhisperModel
 
-from affectgpt_r1 import demo, modeling, real_parts
+from affectgpt_r1 import demo, modeling, real_parts, stages
 from affectgpt_r1.cli import main
 from affectgpt_r1.inference import AffectGPT
 from affectgpt_r1.modeling import segment_features
@@ -122,6 +122,19 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
     assert len(whole["shown"]) == whole["clips"]["all"] == 2
     assert record["over_seeds"]["answer"]["grpo - cold_start, greedy"]["by_seed"] == [
         whole["gains"]["grpo - cold_start, greedy"]["difference"]]
+
+
+def test_what_features_asks_for(tmp_path, monkeypatch):
+    "Clips that speak, and another seed gives another fusion and other clips"
+    corpora, models = [], []
+    monkeypatch.setattr(stages, "make_toy_corpus", lambda *a, **k: corpora.append((a, k)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["features", "--run-dir", str(tmp_path), "--spoken", "--seed", "3"])
+    assert corpora == [((tmp_path / "corpus", "toy", 3), dict(spoken=True))]
+    monkeypatch.setattr(stages, "load_parts", lambda **asked: models.append(asked["seed"]))
+    for asked in ({}, dict(seed=8)):
+        stages._find_start(asked, None, "toy", 3, {})
+    assert models == [3, 8]
 
 
 def test_time_left_follows_what_the_stages_took(tmp_path, monkeypatch):

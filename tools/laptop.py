@@ -30,8 +30,8 @@ from affectgpt_r1.text_files import read_json
 
 STAGES = ("features", "cold start", "GRPO", "evaluation")
 SECONDS = {   # of one core of the machine that `UNIT` was measured on, by mode
-    "answer": dict(zip(STAGES, (1000, 1550, 2900, 500))),
-    "think": dict(zip(STAGES, (1000, 2000, 5600, 1200)))}
+    "answer": dict(zip(STAGES, (1000, 1550, 3600, 500))),
+    "think": dict(zip(STAGES, (1000, 2000, 7200, 1200)))}
 UNIT = 0.40   # seconds of one core of that machine for `workload`
 SHOWN = 10    # clips in the report
 
