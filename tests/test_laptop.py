@@ -10,13 +10,15 @@ import shutil
 import pytest
 import torch
 from conftest import ROOT
-from test_convert import save_parts
-from transformers import WhisperConfig, WhisperModel
+from test_convert import save_parts, save_whisper
+from transformers import AutoModelForCausalLM, WhisperConfig, WhisperModel
 
 from affectgpt_r1 import demo, modeling, real_parts, stages
 from affectgpt_r1.cli import main
+from affectgpt_r1.features import encoder_fingerprint
 from affectgpt_r1.inference import AffectGPT
 from affectgpt_r1.modeling import segment_features
+from affectgpt_r1.parts import load_parts
 from affectgpt_r1.rehearsal import even_tokens
 from affectgpt_r1.stages import prepare_run
 from tools import laptop
@@ -43,6 +45,23 @@ def test_frames_alone_are_what_the_encoder_computes(whisper, monkeypatch):
     alone = segment_features(whisper, short)
     assert alone.shape == padded.shape == (1, 3, 16) and not torch.allclose(alone, padded)
     assert torch.equal(alone[0], modeling._frames_alone(whisper, short[0]).mean(1))
+
+
+@torch.no_grad()
+def test_a_checkpoint_keeps_how_its_encoder_hears(tmp_path):
+    "The two ways give other features, and no cache takes those of one for the other's"
+    save_whisper(tmp_path / "whisper")
+    parts = save_parts(tmp_path) | dict(audio_path=tmp_path / "whisper")
+    padded, processor = load_parts(**parts)
+    alone, _ = load_parts(**parts, pad_segments=False)
+    assert alone.source["parts"]["pad_segments"] is False
+    alone.save_pretrained(tmp_path / "whole")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    prints = [encoder_fingerprint(model, processor) for model in (padded, alone, again)]
+    assert prints[0] != prints[1] == prints[2]
+    media = torch.zeros(1, 1, 3, 48, 48), torch.randn(1, 2, 80, 202)
+    A = [model.model.encode_media(*media)[1] for model in (padded, alone, again)]
+    assert torch.equal(A[1], A[2]) and not torch.allclose(A[0], A[1])
 
 
 # ---- asking a model by command ----
