@@ -14,11 +14,13 @@ from test_convert import save_parts, save_whisper
 from transformers import AutoModelForCausalLM, WhisperConfig, WhisperModel
 
 from affectgpt_r1 import demo, modeling, real_parts, stages
+from affectgpt_r1.ablation import read_ablation
 from affectgpt_r1.cli import main
 from affectgpt_r1.features import encoder_fingerprint
 from affectgpt_r1.inference import AffectGPT
 from affectgpt_r1.modeling import segment_features
 from affectgpt_r1.parts import load_parts
+from affectgpt_r1.recipes import training_recipe
 from affectgpt_r1.rehearsal import even_tokens
 from affectgpt_r1.stages import prepare_run
 from tools import laptop
@@ -169,3 +171,10 @@ def test_what_make_test_installs_is_the_decoder():
     names = re.search(r"\^\(([\w|-]+)\)==", (ROOT / "Makefile").read_text())[1].split("|")
     asked = real_parts._PARTS["text_path"].packages.values()
     assert sorted(names) == sorted(what.split("==")[0] for what in asked)
+
+
+def test_remedies_differ_in_one_setting_each():
+    _, settings = read_ablation(ROOT / "benchmarks/laptop_remedies.toml")
+    usual = settings.pop("as it is")
+    assert usual["steps"] == training_recipe("laptop", "grpo").settings["steps"]
+    assert all(sum(x[k] != usual[k] for k in usual) == 1 for x in settings.values())
