@@ -10,8 +10,8 @@
 `train` does what `make laptop` does, then fine-tunes the cold start on the clips that GRPO had: as
 many steps, as many clips a step, and the checkpoint chosen on the same held-out clips. Then all
 models answer the test clips, also without their pictures, their sound or their words. Each part
-goes on where it was stopped. Other settings of GRPO from the same cold starts are in
-`laptop_remedies.toml`, for `affectgpt-r1 ablation`. `collect` scores what is there, and lists what is not.
+goes on where it was stopped. `collect` scores what is there, and lists what is not. Other settings
+of GRPO from the same cold starts are in `laptop_remedies.toml`, for `affectgpt-r1 ablation`.
 `costs` says what a prompt, a step and the memory are, beside those of the toy: seconds of the
 processor with one thread, in a process of its own each.
 """
