@@ -143,6 +143,7 @@ def _settings(model, recipe, changes):
 
 def _open_run(model, processor, dataset, out, settings, validation, callbacks):
     "The checkpoint to resume from; `run.json` gets everything that decides the numbers of the run"
+    check_features(model, processor)
     mode = settings["mode"]
     return start_or_resume(
         out, stage="cold start", start=weights_hash(model), **model_state(model, trains=True),
@@ -165,7 +166,6 @@ def cold_start(
 ) -> list[dict]:                     # trl's log history
     "Supervised fine-tuning; saves all weights or adapters to `out`"
     check_data(processor, dataset, validation)
-    check_features(model, processor)
     settings = _settings(model, recipe, dict(seed=0) | changes)
     args = _sft_config(out, settings, validation)
     _check_batches(len(dataset), args)

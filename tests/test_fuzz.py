@@ -187,6 +187,7 @@ clips = st.dictionaries((words | st.sampled_from(["007", "7", "NA", "1e5", "18_1
 def test_csv_comes_back(tmp_path, held, separator, quoting, end, more):
     "What a program writes is read as the same text, whatever separates the cells"
     assume(held.get("name") != "openset")   # the header once more: two files that were joined
+    assume(not any("\n\ufeff" in cell for cell in held.values()))   # the mark of the second one
     if "\r" in "".join([*held, *held.values()]):   # Python leaves it without quotes: a line end
         quoting = csv_files.QUOTE_ALL
     with open(tmp_path/"x.csv", "w", encoding="utf-8", newline="") as file:

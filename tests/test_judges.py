@@ -836,3 +836,14 @@ def test_the_toy_model_is_kept_by_the_code_that_makes_it(tmp_path, monkeypatch):
         edit(name, "\nNEW = 9\n")
         assert demo.cache_folder() != before
         before = demo.cache_folder()
+
+
+def test_kept_replies_go_with_the_model_to_another_address(endpoint, tmp_path):
+    "A job of a cluster starts the server elsewhere; another name of the model is asked anew"
+    first, moved, cache = endpoint(), endpoint(), tmp_path/"verdicts.jsonl"
+    said = judge_of(first, cache=cache)(row, "sad", "happy")
+    again = judge_of(moved, cache=cache)
+    assert again(row, "sad", "happy") == said and not again.endpoint.counts
+    other = EndpointJudge(moved.url, "other", cache=cache, timeout=.5, pause=.01)
+    assert other(row, "sad", "happy") is not None and sum(other.endpoint.counts.values()) == 1
+    assert again.fingerprint != judge_of(first, cache=cache).fingerprint   # in the key of a run
