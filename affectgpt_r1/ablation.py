@@ -13,6 +13,7 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,7 +27,7 @@ from tqdm.auto import tqdm
 # %% ../nbs/machinery/ablation.ipynb #baadb010
 from .data import load_mer2025
 from .evaluate import best_of, predict_clips, score_predictions
-from .fingerprints import short_hash, weights_hash
+from .fingerprints import code_hash, short_hash, weights_hash
 from .grpo import train_grpo
 from .labels import parse_response
 from .messages import list_some
@@ -118,17 +119,18 @@ def ablation_rewards(
 _SAMPLES = 4   # sampled answers per test clip
 _SHOWN = 6     # clips of which the answers are kept
 
-def _scores(gold, replies, wheels, mode):
-    "The scores of one answer to each test clip"
-    responses = {name: parse_response(reply, mode) for name, reply in replies.items()}
+def _scores(gold, table, wheels, mode):
+    "The scores of one answer to each test clip, from a table of `predict_clips`"
+    replies = zip(table["name"], table["reply"])
+    responses = {name: parse_response(reply, mode) for name, reply in replies}
     answers = {name: r.labels for name, r in responses.items()}
-    s = score_predictions(gold, replies, wheels, mode)
+    s = score_predictions(gold, table, wheels, mode)
     hits = hit_rate({name: labels[:1] for name, labels in gold.items()}, answers, wheels)
     sectors = np.mean([np.bitwise_count(wheels.encode(a)).mean() for a in answers.values()])
     return dict(
         f=s["ew_f"], precision=s["ew_precision"], recall=s["ew_recall"], hit=hits.hit_rate,
         words=s["mean_labels"], written=float(np.mean([r.written for r in responses.values()])),
-        sectors=float(sectors), format=s["format_rate"],
+        sectors=float(sectors), format=s["format_rate"], truncated=s["truncated_rate"],
         distinct=len({word for a in answers.values() for word in a}))
 
 # %% ../nbs/machinery/ablation.ipynb #ea409284
@@ -139,8 +141,7 @@ def _evaluate(model, processor, test, setting, seed):
     greedy = predict_clips(model, processor, test, **asked)
     samples = predict_clips(model, processor, test, sample=True, answers=_SAMPLES, **asked)
 
-    def scored(table):
-        return _scores(gold, dict(zip(table["name"], table["reply"])), wheels, mode)
+    def scored(table): return _scores(gold, table, wheels, mode)
 
     sampled = pd.DataFrame([scored(table) for _, table in samples.groupby("sample")]).mean()
     best = best_of(gold, samples, wheels, mode)
@@ -167,12 +168,17 @@ def log_curves(
     return table.groupby((table["step"] - 1) // _STEPS_PER_LINE).mean()
 
 # %% ../nbs/machinery/ablation.ipynb #73fdd4cb
+def _code():
+    "A hash of the code that trains and scores a setting"
+    return code_hash(find_spec("affectgpt_r1.ablation").origin)
+
+
 def _base_hash(base):
     "A hash of the weights of the cold start in `base`"
     files = sorted((base / "cold_start").glob("*.safetensors"))
     return short_hash(*(weights_hash(load_file(file)) for file in files))
 
-
+# %% ../nbs/machinery/ablation.ipynb #2dde3bed
 def _run_setting(base, out, setting, seed):
     "Train one setting from the cold start in `base`, and score it: three files in `out`"
     start = time.perf_counter()
@@ -182,13 +188,23 @@ def _run_setting(base, out, setting, seed):
     if setting["steps"]: _train(model, processor, human, out, setting, seed)
     record, shown = _evaluate(model.eval(), processor, test, setting, seed)
     shown.to_csv(out / "answers.csv", index=False)
-    record |= dict(seconds=time.perf_counter() - start, asked=setting, base=_base_hash(base))
+    record |= dict(seconds=time.perf_counter() - start, asked=setting, base=_base_hash(base),
+                   code=_code())
     (out / "record.json").write_text(json.dumps(record))
+
+# %% ../nbs/machinery/ablation.ipynb #b8aa1366
+def _scorable(rows, setting):
+    "The clips that the rewards of a setting can score"
+    if {"format", "perception"} & {*dict(_recipe(setting["recipe"]).weights)}: return rows
+    wheels, n = load_wheels(), 1 if setting["gold"] == "first" else None
+    known = [bool(any(wheels.rows(labels[:n]))) for labels in rows["labels"]]
+    return rows.select([i for i, is_known in enumerate(known) if is_known])
 
 # %% ../nbs/machinery/ablation.ipynb #ad0dda0b
 def _train(model, processor, human, out, setting, seed):
     "GRPO of a setting, and its curves"
     rewards, trl = ablation_rewards(setting, model, processor, load_wheels())
+    human = _scorable(human, setting)
     log = train_grpo(model, processor, human, rewards, out, mode=setting["mode"],
                      steps=setting["steps"], max_new_tokens=setting["tokens"], seed=seed,
                      **trl, **setting["trl"])
@@ -206,8 +222,12 @@ def _is_finished(folder, setting, base):
     if asked != setting:
         raise ValueError(f"{folder} holds a run of another setting, {asked}: delete it, "
                          "or give yours another name")
+    if record.get("code") != _code():
+        raise ValueError(f"{folder} holds a run by other code of this package: delete it, or give "
+                         "another `out`")
     return True
 
+# %% ../nbs/machinery/ablation.ipynb #621ca96f
 def _check_bases(jobs, bases, settings):
     "Raises FileNotFoundError where a cold start is missing"
     for (name, seed, _), folder in zip(jobs, bases):
@@ -222,7 +242,7 @@ def _collect(path, jobs, command):
     for name, seed, out in jobs:
         key = dict(setting=name, seed=seed)
         record = read_json(out / "record.json")
-        rows.append(key | {k: x for k, x in record.items() if k not in ("asked", "base")})
+        rows.append(key | {k: x for k, x in record.items() if k not in ("asked", "base", "code")})
         if (out / "curves.csv").exists():
             curves.append(pd.read_csv(out / "curves.csv").assign(**key))
         if seed == jobs[0][1]: answers.append(pd.read_csv(out / "answers.csv").assign(**key))

@@ -15,9 +15,7 @@ from transformers import PreTrainedModel
 # %% ../nbs/machinery/cards.ipynb #b2450b7a
 _CARD = """# AffectGPT{preset}
 
-Names the emotions of a person in a video clip, in free words. A vision tower looks at pictures of
-the clip, an audio tower listens to segments of its sound, and three soft tokens (multi, audio,
-video) carry both into the decoder, which reads the subtitle and answers.
+Names the emotions of a person in a video clip, in free words. {how}
 
 | part | class | width | layers |
 |---|---|---|---|
@@ -34,6 +32,14 @@ Fusion: {fusion}. Mode: {mode}. Parameters: {count:,}.
 {metrics}
 """
 
+# %% ../nbs/machinery/cards.ipynb #9cb75a6f
+_HOW = """A vision tower looks at pictures of
+the clip, an audio tower listens to segments of its sound, and three soft tokens (multi, audio,
+video) carry both into the decoder, which reads the subtitle and answers."""
+_HOW_THINKER = """It is the
+thinker of a Qwen-Omni: its encoders make tokens of pictures and sound, and its decoder reads them,
+and the subtitle, and answers."""
+
 # %% ../nbs/machinery/cards.ipynb #e28af601
 _USE = """
 ## Use
@@ -44,7 +50,8 @@ Install the package `affectgpt_r1` with its extras `train` and `media`. Then:
 from affectgpt_r1.inference import AffectGPT
 AffectGPT.from_pretrained("{name}").predict("clip.mp4", subtitle="Well, well.")
 ```
-
+"""
+_TRUST = """
 transformers loads model and processor, too. It asks whether you trust the code in this folder, a
 file of a few lines that imports the package:
 
@@ -60,21 +67,34 @@ def _inline(text):
     return " ".join(html.escape(re.sub(r"[`|*\[\]\\{}]", "", str(text))).split())
 
 
+def _layers(config):
+    "Layers of a part; encoders of Qwen-Omni call them otherwise"
+    names = ("num_hidden_layers", "depth", "encoder_layers")
+    return next(getattr(config, name) for name in names if hasattr(config, name))
+
+
+def _kind(config):
+    "What a card says of the kind of a model"
+    own = hasattr(config, "fusion")   # a thinker has none
+    return dict(
+        preset=f", preset `{_inline(config.preset)}`" if config.preset else "",
+        how=_HOW if own else _HOW_THINKER, fusion=config.fusion if own else "none",
+        mode=f"as released (`compat={config.compat!r}`)" if config.compat else "default")
+
+# %% ../nbs/machinery/cards.ipynb #50626b81
 def _body(model, name, training_data, metrics):
     "The text of a card"
     config = model.config
     parts = {"decoder": config.text_config, "vision tower": config.vision_config,
              "audio tower": config.audio_config}
-    lines = [f"| {part} | {_inline(x.model_type)} | {x.hidden_size:,} | {x.num_hidden_layers} |"
+    lines = [f"| {part} | {_inline(x.model_type)} | {x.hidden_size:,} | {_layers(x)} |"
              for part, x in parts.items()]
-    preset = f", preset `{_inline(config.preset)}`" if config.preset else ""
     scores = [f"- {_inline(metric)}: {_inline(value)}" for metric, value in (metrics or {}).items()]
+    name = re.sub(r"[^\w .:/@+-]", "", name)
     return _CARD.format(
-        preset=preset, fusion=config.fusion,
-        mode=f"as released (`compat={config.compat!r}`)" if config.compat else "default",
-        count=model.num_parameters(), parts="\n".join(lines),
+        **_kind(config), count=model.num_parameters(), parts="\n".join(lines),
         training_data=training_data or "Not stated.", metrics="\n".join(scores) or "None given.",
-    ) + _USE.format(name=re.sub(r"[^\w .:/@+-]", "", name))
+    ) + _USE.format(name=name) + (_TRUST.format(name=name) if hasattr(config, "fusion") else "")
 
 # %% ../nbs/machinery/cards.ipynb #e9d1e902
 def model_card(

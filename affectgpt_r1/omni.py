@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_omni', 'is_published_omni', 'make_tiny_omni']
 
-# %% ../nbs/machinery/omni.ipynb #11ce2abf
+# %% ../nbs/machinery/omni.ipynb #d1ef61dc
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from .omni_processing import OmniProcessor
 from .parts import remember_source
 from .processing import train_tokenizer
 
-# %% ../nbs/machinery/omni.ipynb #daab9801
+# %% ../nbs/machinery/omni.ipynb #a0e09cb7
 def _thinker_config(path):
     "The configuration of the thinker in a folder, alone or beside a talker"
     config = AutoConfig.from_pretrained(path)
@@ -43,7 +43,7 @@ def _load_thinker(path, config, **how):
                          f"{list_some(missing, 3)}")
     return model
 
-# %% ../nbs/machinery/omni.ipynb #592dde9e
+# %% ../nbs/machinery/omni.ipynb #8632f7e0
 def _settings_of(config):
     "What a processor must know of its model"
     family = config.model_type.removesuffix("_thinker")
@@ -61,7 +61,7 @@ def _load_processor(path, config, settings):
     template = template or default_template(tokenizer)
     return OmniProcessor(images, sound, tokenizer, template, **_settings_of(config) | settings)
 
-# %% ../nbs/machinery/omni.ipynb #ed9ecde2
+# %% ../nbs/machinery/omni.ipynb #f83af862
 def load_omni(
     path: str | Path,                      # Folder of a Qwen-Omni, or its name on the hub
     dtype: torch.dtype = torch.bfloat16,   # Of the weights
@@ -80,7 +80,7 @@ def load_omni(
     remember_source(model, omni=source)
     return model, processor
 
-# %% ../nbs/machinery/omni.ipynb #26259d3f
+# %% ../nbs/machinery/omni.ipynb #f43afd18
 def is_published_omni(
     path: str | Path,  # A folder, or a name on the hub
 ) -> bool:
@@ -91,7 +91,7 @@ def is_published_omni(
     processor, _ = OmniProcessor.get_processor_dict(path)
     return processor.get("processor_class") != "OmniProcessor"
 
-# %% ../nbs/machinery/omni.ipynb #872ae0ec
+# %% ../nbs/machinery/omni.ipynb #9b475c4b
 _TOKENS = {   # attribute of the tokenizer -> the token, by family
     "qwen2_5_omni": dict(
         image_token="<|IMAGE|>", audio_token="<|AUDIO|>", video_token="<|VIDEO|>",
@@ -111,7 +111,7 @@ def _tiny_tokenizer(texts, family):
         eos_token=plain.eos_token, padding_side="left", chat_template=plain.chat_template,
         extra_special_tokens=["<|im_start|>"], **_TOKENS[family])
 
-# %% ../nbs/machinery/omni.ipynb #707515a7
+# %% ../nbs/machinery/omni.ipynb #05f4ace4
 _TEXT = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, initializer_range=0.08,
              rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 2, 2]))
@@ -128,7 +128,7 @@ _TINY = {
         audio_config=_AUDIO | dict(downsample_hidden_size=8),
         vision_config=_VISION | dict(num_position_embeddings=64, deepstack_visual_indexes=[0]))}
 
-# %% ../nbs/machinery/omni.ipynb #26b52444
+# %% ../nbs/machinery/omni.ipynb #1c977e72
 def _tiny_config(family, tokenizer):
     "The configuration of a tiny thinker"
     ends = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
@@ -140,7 +140,7 @@ def _tiny_config(family, tokenizer):
     for name, token in ids.items(): setattr(config, name, token)
     return config
 
-# %% ../nbs/machinery/omni.ipynb #6a1569ba
+# %% ../nbs/machinery/omni.ipynb #6f7c4e6c
 def make_tiny_omni(
     texts: Iterable[str],           # What the tokenizer is trained on
     family: str = "qwen2_5_omni",   # Or "qwen3_omni_moe"

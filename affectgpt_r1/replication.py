@@ -8,17 +8,20 @@ __all__ = ['SFT_SETTINGS', 'TutorialRun', 'differences_over_seeds', 'replicate',
 # %% ../nbs/machinery/replication.ipynb #14a75f26
 import json
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedModel
 
 from .checkpoints import load_stage
 from .coldstart import cold_start
 from .data import load_mer2025
-from .evaluate import constant_baseline, predict_clips, score_predictions
-from .labels import parse_response
+from .evaluate import (
+    constant_baseline, predict_clips, read_labels, score_predictions)
+from .fingerprints import code_hash
 from .metrics import ew_difference, seed_interval
 from .processing import AffectGPTProcessor
 from .records import made_by
@@ -55,11 +58,10 @@ class TutorialRun(_RunFolder):
         rows: Dataset,              # Clips
         kind: str,                  # A key of `ANSWER_KINDS`
         out: Path | None = None,    # JSONL file to stream to
-    ) -> dict:                      # Reply by clip
+    ) -> pd.DataFrame:              # name, sample, reply, truncated
         "What a model answers"
-        table = predict_clips(model.eval(), self.processor, rows, mode=self.mode, out=out,
-                              seed=self.seed, **ANSWER_KINDS[kind])
-        return dict(zip(table["name"], table["reply"]))
+        return predict_clips(model.eval(), self.processor, rows, mode=self.mode, out=out,
+                             seed=self.seed, **ANSWER_KINDS[kind])
 
 # %% ../nbs/machinery/replication.ipynb #83f17307
 SFT_SETTINGS = [dict(learning_rate=learning_rate, epochs=epochs, shuffle_labels=True)
@@ -98,6 +100,16 @@ def _compare_stages(run, settings):
     return dict(seed=run.seed, preset=run.preset, mode=run.mode, test_clips=len(gold),
                 stages=scores, constant=constant, bootstrap=_within(run, gold, replies))
 
+# %% ../nbs/machinery/replication.ipynb #99f55336
+def _check_code(folder):
+    "Note which code fills the folder; raises ValueError where another code has begun to"
+    kept, code = folder / "seeds/code.json", code_hash(find_spec("affectgpt_r1.replication").origin)
+    if kept.exists() and read_json(kept) != code:
+        raise ValueError(f"{folder}: its fine-tuned models and replies are by other code of this "
+                         "package; delete the folders `seeds` and `sft` there")
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(json.dumps(code))
+
 # %% ../nbs/machinery/replication.ipynb #466631a3
 def _all_replies(run):
     "(stage, kind) -> the replies to the test clips"
@@ -112,8 +124,8 @@ def _all_replies(run):
 # %% ../nbs/machinery/replication.ipynb #6b4ff888
 def _within(run, gold, replies):
     "Paired bootstrap over the test clips of one run"
-    labels = {key: {name: parse_response(reply, mode=run.mode).labels for name, reply in r.items()}
-              for key, r in replies.items()}
+    labels = {key: read_labels(dict(zip(table["name"], table["reply"])), run.mode)
+              for key, table in replies.items()}
     found = {}
     for a, b in _STAGE_PAIRS:
         for kind in ANSWER_KINDS:
@@ -142,6 +154,7 @@ def replicate(
 ) -> dict:
     "Choose the settings of fine-tuning, compare the stages of all runs, and write the result"
     runs = [TutorialRun(folder) for folder in folders]
+    for run in runs: _check_code(run.folder)
     held_out = np.array([_held_out_scores(run) for run in runs])
     chosen = SFT_SETTINGS[held_out.mean(0).argmax()]
     records = [_compare_stages(run, chosen) for run in runs]

@@ -3,9 +3,13 @@ import json
 
 import pandas as pd
 import pytest
+from datasets import Dataset
 
+from affectgpt_r1 import ablation, replication
 from affectgpt_r1.ablation import read_ablation, run_ablation
 from affectgpt_r1.demo import cold_started_toy
+from affectgpt_r1.wheels import load_wheels
+from tools import tutorial
 
 ABLATION = """
 seeds = [3]
@@ -71,3 +75,55 @@ def test_what_is_wrong_is_said(base, path, tmp_path):
     path.write_text(ABLATION.replace('{steps = 0}', '{step = 0}'))
     with pytest.raises(ValueError, match="'start' has step; the defaults have mode"):
         read_ablation(path)
+
+
+def test_records_of_other_code_are_refused(base, tmp_path, monkeypatch):
+    "Half by one code and half by another would compare nothing"
+    setting, folder = dict(name="a"), tmp_path/"a-3"
+    folder.mkdir()
+    monkeypatch.setattr(ablation, "_base_hash", lambda base: "the same cold start")
+    record = dict(asked=setting, base="the same cold start", code=ablation._code())
+    (folder/"record.json").write_text(json.dumps(record))
+    assert ablation._is_finished(folder, setting, base)
+    for code in ("other", None):
+        (folder/"record.json").write_text(json.dumps(record | dict(code=code)))
+        with pytest.raises(ValueError, match="a-3 holds a run by other code of this package"):
+            ablation._is_finished(folder, setting, base)
+
+
+def test_a_comparison_goes_on_with_the_same_code_only(tmp_path, monkeypatch):
+    for _ in range(2): replication._check_code(tmp_path)
+    monkeypatch.setattr(replication, "code_hash", lambda file: "other")
+    with pytest.raises(ValueError, match="are by other code of this package; delete the folders"):
+        replication._check_code(tmp_path)
+
+
+def test_the_main_job_goes_on_with_the_same_code_only(tmp_path, monkeypatch):
+    "Stages of a run that was stopped, of a whole run, and of other code"
+    def stages():
+        for name in ("cold_start", "grpo", "features"): (tmp_path/name).mkdir(exist_ok=True)
+        tutorial.drop_stages(tmp_path)
+        return {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert stages() == {"features"}   # nobody knows whose
+    assert stages() == {"features", "cold_start", "grpo"}
+    (tmp_path/"metrics.json").write_text("{}")
+    assert stages() == {"features"}
+    (tmp_path/"metrics.json").unlink()
+    monkeypatch.setattr(tutorial, "code_hash", lambda file: "other")
+    assert stages() == {"features"}
+
+
+def test_a_share_of_cut_answers_is_in_each_record():
+    "One way to decide and to report it: the table of `predict_clips`, and `score_predictions`"
+    gold = {"a": ["sad"], "b": ["happy"]}
+    reply = "<answer>sad</answer>"
+    table = pd.DataFrame(dict(name=["a", "b"], sample=0, reply=reply, truncated=[True, False]))
+    assert ablation._scores(gold, table, load_wheels(), "answer")["truncated"] == .5
+
+
+def test_clips_that_a_setting_cannot_score_are_left_out():
+    rows = Dataset.from_dict(dict(labels=[["neutral"], ["neutral", "sad"], ["sad"]]))
+    def kept(recipe, gold):
+        return len(ablation._scorable(rows, dict(recipe=recipe, gold=gold)))
+    assert kept({"recall": 1.}, "all") == 2 and kept({"recall": 1.}, "first") == 1
+    assert kept({"recall": 1., "format": .2}, "first") == kept("acc+format", "all") == 3

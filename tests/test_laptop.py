@@ -1,18 +1,29 @@
 """The preset `laptop`: what its encoder hears, its stages, and a model that is asked by command"""
 
+import json
 
+import importlib.util
+import json
 import re
 import shutil
 
 import pytest
 import torch
 from conftest import ROOT
-from transformers import WhisperConfig, WhisperModel
+from test_convert import save_parts, save_whisper
+from transformers import AutoModelForCausalLM, WhisperConfig, WhisperModel
 
-from affectgpt_r1 import demo, modeling, real_parts
+from affectgpt_r1 import demo, modeling, real_parts, stages
+from affectgpt_r1.ablation import read_ablation
 from affectgpt_r1.cli import main
+from affectgpt_r1.features import encoder_fingerprint
 from affectgpt_r1.inference import AffectGPT
 from affectgpt_r1.modeling import segment_features
+from affectgpt_r1.parts import load_parts
+from affectgpt_r1.recipes import training_recipe
+from affectgpt_r1.rehearsal import even_tokens
+from affectgpt_r1.stages import prepare_run
+from tools import laptop
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +47,23 @@ def test_frames_alone_are_what_the_encoder_computes(whisper, monkeypatch):
     alone = segment_features(whisper, short)
     assert alone.shape == padded.shape == (1, 3, 16) and not torch.allclose(alone, padded)
     assert torch.equal(alone[0], modeling._frames_alone(whisper, short[0]).mean(1))
+
+
+@torch.no_grad()
+def test_a_checkpoint_keeps_how_its_encoder_hears(tmp_path):
+    "The two ways give other features, and no cache takes those of one for the other's"
+    save_whisper(tmp_path / "whisper")
+    parts = save_parts(tmp_path) | dict(audio_path=tmp_path / "whisper")
+    padded, processor = load_parts(**parts)
+    alone, _ = load_parts(**parts, pad_segments=False)
+    assert alone.source["parts"]["pad_segments"] is False
+    alone.save_pretrained(tmp_path / "whole")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    prints = [encoder_fingerprint(model, processor) for model in (padded, alone, again)]
+    assert prints[0] != prints[1] == prints[2]
+    media = torch.zeros(1, 1, 3, 48, 48), torch.randn(1, 2, 80, 202)
+    A = [model.model.encode_media(*media)[1] for model in (padded, alone, again)]
+    assert torch.equal(A[1], A[2]) and not torch.allclose(A[0], A[1])
 
 
 # ---- asking a model by command ----
@@ -66,7 +94,87 @@ def test_predict_asks_the_model_that_is_there(toy, tmp_path, monkeypatch, capsys
         main(["predict", path, path, "--subtitle", "So it goes."])
 
 
+# ---- the run ----
+
+
+@pytest.fixture(scope="module")
+def bench():
+    "benchmarks/laptop.py"
+    spec = importlib.util.spec_from_file_location("bench_laptop", ROOT / "benchmarks/laptop.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SMALL = dict(
+    sft=dict(epochs=1, warmup_steps=0), tuned=dict(max_steps=1, warmup_steps=0),
+    grpo=dict(steps=1, num_prompts=2, num_generations=2, warmup_steps=0, temperature=5.0,
+              rewards=([even_tokens], [1.0])))
+
+
+def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
+    "All stages, what is left to do said before each; nothing is done twice; then the record"
+    parts = save_parts(tmp_path / "parts") | dict(preset="laptop")
+    monkeypatch.setattr(laptop, "laptop_parts", lambda: parts)
+    monkeypatch.setattr(laptop, "prepare_run", lambda run, spoken, **how: prepare_run(run, **how))
+    monkeypatch.setenv("AFFECTGPT_R1_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError):   # stopped between two stages
+        with monkeypatch.context() as m:
+            m.setattr(laptop, "run_grpo", lambda *args, **kwargs: 1 / 0)
+            bench.train(run, 0, "answer", "tiny", **SMALL)
+    bench.collect([run], tmp_path / "half.json")
+    half = json.loads((tmp_path / "half.json").read_text())["runs"][0]
+    assert half["missing"] == ["cold_start", "tuned", "grpo"] and not half["gains"]
+    assert re.search(r"about \d+.* left in all", capsys.readouterr().out)
+    bench.train(run, 0, "answer", "tiny", **SMALL)
+    said = capsys.readouterr().out
+    assert "features: done before" in said and "cold start: done before" in said
+    assert (run / "report.md").read_text() in said and "| the best constant answer |" in said
+    assert demo.laptop_folder() == run / "grpo"
+    assert set(json.loads((run / "seconds.json").read_text())) == set(laptop.STAGES)
+    bench.collect([run], tmp_path / "whole.json")
+    record = json.loads((tmp_path / "whole.json").read_text())
+    (whole,) = record["runs"]
+    assert not whole["missing"] and set(whole["stages"]) == {"cold_start", "tuned", "grpo"}
+    assert set(whole["stages"]["grpo"]) == {"greedy", "sampled", "no-face", "no-voice", "no-words"}
+    scores = json.loads((run / "scores.json").read_text())
+    assert whole["stages"]["grpo"]["greedy"]["all"]["ew_f"] == scores["grpo, greedy"]["ew_f"]
+    assert len(whole["shown"]) == whole["clips"]["all"] == 2
+    assert record["over_seeds"]["answer"]["grpo - cold_start, greedy"]["by_seed"] == [
+        whole["gains"]["grpo - cold_start, greedy"]["difference"]]
+
+
+def test_what_features_asks_for(tmp_path, monkeypatch):
+    "Clips that speak, and another seed gives another fusion and other clips"
+    corpora, models = [], []
+    monkeypatch.setattr(stages, "make_toy_corpus", lambda *a, **k: corpora.append((a, k)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["features", "--run-dir", str(tmp_path), "--spoken", "--seed", "3"])
+    assert corpora == [((tmp_path / "corpus", "toy", 3), dict(spoken=True))]
+    monkeypatch.setattr(stages, "load_parts", lambda **asked: models.append(asked["seed"]))
+    for asked in ({}, dict(seed=8)):
+        stages._find_start(asked, None, "toy", 3, {})
+    assert models == [3, 8]
+
+
+def test_time_left_follows_what_the_stages_took(tmp_path, monkeypatch):
+    monkeypatch.setattr(laptop, "workload", lambda: 2 * laptop.UNIT)   # half as fast a machine
+    clock = laptop.Clock(tmp_path, "answer")
+    assert clock.left() == 2 * sum(laptop.SECONDS["answer"].values())
+    clock.took["features"] = 3 * clock.expected["features"]
+    rest = sum(laptop.SECONDS["answer"].values()) - laptop.SECONDS["answer"]["features"]
+    assert clock.left() == pytest.approx(3 * 2 * rest)
+
+
 def test_what_make_test_installs_is_the_decoder():
     names = re.search(r"\^\(([\w|-]+)\)==", (ROOT / "Makefile").read_text())[1].split("|")
     asked = real_parts._PARTS["text_path"].packages.values()
     assert sorted(names) == sorted(what.split("==")[0] for what in asked)
+
+
+def test_remedies_differ_in_one_setting_each():
+    _, settings = read_ablation(ROOT / "benchmarks/laptop_remedies.toml")
+    usual = settings.pop("as it is")
+    assert usual["steps"] == training_recipe("laptop", "grpo").settings["steps"]
+    assert all(sum(x[k] != usual[k] for k in usual) == 1 for x in settings.values())

@@ -348,6 +348,10 @@ def test_a_published_folder(rows, texts, tmp_path, family):
     again, processor = load_stage(start)
     assert processor.num_frames == 4 and torch.equal(logits(again.eval(), batch), logits(
         loaded, batch))
+    AffectGPT(loaded, processor).save_pretrained(tmp_path / "saved")
+    assert "thinker of a Qwen-Omni" in (tmp_path / "saved" / "README.md").read_text()
+    again = AffectGPT.from_pretrained(tmp_path / "saved").model
+    assert torch.equal(logits(again, batch), logits(loaded, batch))
     with pytest.raises(ValueError, match="no Qwen-Omni"):
         AutoConfig.for_model("qwen2").save_pretrained(tmp_path / "other")
         load_omni(tmp_path / "other")

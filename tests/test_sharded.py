@@ -6,16 +6,23 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the `train` extra")
 
+import accelerate
 import torch.multiprocessing as mp
+from accelerate.state import AcceleratorState
+from datasets import Dataset
 from peft import get_peft_model
+from safetensors.torch import load_file
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from transformers import TrainerCallback
+
 from affectgpt_r1.checkpoints import find_base, load_stage, probe_logps, save_stage
+from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.evaluate import predict_clips
 from affectgpt_r1.fingerprints import weights_hash
-from affectgpt_r1.grpo import grpo_loss, token_logps
+from affectgpt_r1.grpo import grpo_loss, token_logps, train_grpo
 from affectgpt_r1.labels import QUESTIONS
 from affectgpt_r1.modeling import unwrap_peft
 from affectgpt_r1.parts import lora_config, make_toy_model
@@ -85,15 +92,19 @@ def in_a_process(rank, port, out):
     distributed.destroy_process_group()
 
 
+def free_port():
+    "A port that nobody uses"
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     "The folder that two processes with shared weights have written"
     out = tmp_path_factory.mktemp("sharded") / "grpo"
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     adapted(out)   # writes the base, which both find
-    mp.start_processes(in_a_process, (port, out), 2, start_method="fork")
+    mp.start_processes(in_a_process, (free_port(), out), 2, start_method="fork")
     return out
 
 
@@ -128,3 +139,82 @@ def test_empty_stubs_have_no_hash():
     model = torch.nn.Linear(2, 2)
     model.weight.data = torch.empty(0)
     with pytest.raises(ValueError, match="weight is empty here"): weights_hash(model)
+
+
+# Both stages with trl's own loop and sampling, under a launcher's settings
+
+KINDS = {   # what a launcher sets
+    "ddp": {},
+    "fsdp2": dict(
+        ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_STATE_DICT_TYPE="FULL_STATE_DICT",
+        FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP", FSDP_CPU_RAM_EFFICIENT_LOADING="false",
+        FSDP_TRANSFORMER_CLS_TO_WRAP="Qwen2DecoderLayer", FSDP_RESHARD_AFTER_FORWARD="true"),
+    "zero2": dict(ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE="2"),
+    "zero3": dict(ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE="3",
+                  ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL="true")}
+
+
+def pretend_gpus(kind):
+    "On a CPU, accelerate does not share weights out by FSDP, and finds no backend for DeepSpeed"
+    if kind == "fsdp2":
+        found = "gloo", accelerate.DistributedType.MULTI_GPU
+        accelerate.PartialState._prepare_backend = lambda self, *args, **how: found
+        cpu = torch.device("cpu")
+        accelerate.PartialState.set_device = lambda self: setattr(self, "device", cpu)
+    return dict(use_cpu=kind == "ddp") | (dict(ddp_backend="gloo") if "zero" in kind else {})
+
+
+class Sharing(TrainerCallback):
+    "Notes how many weights each process holds a part of"
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        weights = model.parameters()
+        self.parts = sum(hasattr(x, "full_tensor") or hasattr(x, "ds_id") for x in weights)
+
+
+def longer(completions, **columns): return [float(len(c[0]["content"])) for c in completions]
+
+
+def stages_in_a_process(rank, port, out, kind):
+    "Cold start with LoRA, then GRPO on the same adapters, two steps each"
+    os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank),
+                       WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2") | KINDS[kind]
+    AcceleratorState._reset_state(reset_partial_state=True)   # of other tests in this process
+    torch.set_num_threads(1)
+    rows = Dataset.from_list([row | dict(face="", description="") for row in ROWS])
+    few, sharing = dict(warmup_steps=0, learning_rate=1e-2) | pretend_gpus(kind), Sharing()
+    for stage, before in (("sft", "start"), ("grpo", "sft")):
+        model, processor = load_stage(out / before)
+        processor.features = features
+        if stage == "sft": cold_start(model, processor, rows, out / stage, "toy", batch_size=1,
+                                      lora=True, callbacks=[sharing], max_steps=2, **few)
+        else: train_grpo(model, processor, rows, ([longer], [1.]), out / stage, "toy", steps=2,
+                         num_prompts=2, num_generations=4, max_new_tokens=12, **few)
+    if rank == 0: (out / "parts.txt").write_text(str(sharing.parts))
+
+
+def both_stages(out, kind):
+    "Adapters that two processes have written, and how many weights were shared out"
+    model, processor = make_toy_model(["happy, sad, angry", *QUESTIONS.values()], seed=1)
+    fusion = model.model.fusion
+    WIDTHS[:] = fusion.multi_video.in_features, fusion.multi_audio.in_features
+    save_stage(model, processor, out / "start")
+    mp.start_processes(stages_in_a_process, (free_port(), out, kind), 2, start_method="fork")
+    weights = [load_file(out / stage / "adapter_model.safetensors") for stage in ("sft", "grpo")]
+    return weights, int((out / "parts.txt").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory): return both_stages(tmp_path_factory.mktemp("whole"), "ddp")
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", "zero2", "zero3"])
+def test_trl_trains_and_samples_with_shared_out_weights(whole, tmp_path, kind):
+    if "zero" in kind: pytest.importorskip("deepspeed", reason="needs deepspeed and a compiler")
+    (wanted, none), (found, parts) = whole, both_stages(tmp_path, kind)
+    assert none == 0 and (parts > 0 or kind == "zero2")   # it shares gradients and moments only
+    for stage in (0, 1):
+        assert found[stage].keys() == wanted[stage].keys()
+        for name, weight in wanted[stage].items():
+            if name.endswith("score.bias"): continue   # of a softmax: its gradient is rounding
+            assert torch.allclose(found[stage][name], weight, atol=1e-4), name
+    assert any(not torch.equal(x, y) for x, y in zip(found[0].values(), found[1].values()))

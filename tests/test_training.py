@@ -1029,3 +1029,41 @@ def test_names_of_clips_come_out_of_reading_processes(lab, tmp_path):
     cold_start(model, processor, lab["captions"].select(range(4)), tmp_path, epochs=1,
                batch_size=2, warmup_steps=0, dataloader_num_workers=1)
     assert read_clips_of(tmp_path) == 4
+
+
+# Half precision, and other devices
+
+
+@pytest.mark.parametrize("dtype, how", [
+    (torch.float16, {}), (torch.bfloat16, {}), (None, dict(fp16=True)), (None, dict(bf16=True))],
+    ids=["fp16 weights", "bf16 weights", "fp16", "bf16"])
+def test_half_precision_learns_in_both_stages(lab, tmp_path, dtype, how):
+    "Weights in 16 bits, and weights in 32 with 16 bits inside; fp16 has a loss scale"
+    model, processor = lab["fresh"]()
+    cache, to = processor.features, dtype or torch.float32
+    processor.features = lambda clip: {
+        k: v.to(to) if v.is_floating_point() else v for k, v in cache(clip).items()}
+    model = model.to(to)
+    rewards = [lambda completions, **columns: [len(c[0]["content"]) / 9 for c in completions]], [1.]
+    few = dict(num_prompts=2, num_generations=4, learning_rate=1e-2, warmup_steps=0, steps=2)
+    rows = lab["captions"].select(range(4))
+    for train, args in ((cold_start, dict(epochs=2, batch_size=4, warmup_steps=0)),
+                        (train_grpo, dict(rewards=rewards) | few)):
+        before = copy.deepcopy(model)
+        train(model, processor, rows, out=tmp_path / train.__name__, **args | how)
+        assert parameters_apart(model, before) > 0
+        assert all(x.dtype == to and x.isfinite().all() for x in model.parameters())
+
+
+@pytest.mark.parametrize("device, bf16, expected", [
+    ("cuda", True, dict(bf16=True, fp16=False, use_cpu=False)),
+    ("cuda", False, dict(bf16=False, fp16=True, use_cpu=False)),
+    ("mps", False, dict(bf16=False, fp16=False, use_cpu=False)),
+    (None, False, dict(bf16=False, fp16=False, use_cpu=True))])
+def test_the_precision_of_a_device(monkeypatch, device, bf16, expected):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: device is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: bf16)
+    found = trainer_settings()
+    assert {name: found[name] for name in expected} == expected
+    assert found["dataloader_pin_memory"] == (device == "cuda")

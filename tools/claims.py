@@ -52,7 +52,7 @@ def samples(run):
             seed=run.seed,
         )
         rows += [
-            dict(stage=stage, k=k, f=f)
+            dict(stage=stage, k=k, f=f, truncated=table["truncated"].mean())
             for k, f in best_of(gold, table, run.wheels, run.mode).items()
         ]
     return pd.DataFrame(rows)
@@ -113,11 +113,14 @@ def channels(run):
             run.mode,
             out / "answers.jsonl",
         )
-        f = score_predictions(gold, dict(zip(table["name"], table["reply"])), run.wheels, run.mode)[
-            "ew_f"
-        ]
+        scores, name = score_predictions(gold, table, run.wheels, run.mode), " + ".join(given)
         rows.append(
-            dict(given=" + ".join(given), f=f, oracle=oracle.loc[" + ".join(given), "ew_f"])
+            dict(
+                given=name,
+                f=scores["ew_f"],
+                truncated=scores["truncated_rate"],
+                oracle=oracle.loc[name, "ew_f"],
+            )
         )
     return pd.DataFrame(rows)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from papermill import PapermillExecutionError
 
+from affectgpt_r1.fingerprints import code_hash
 from tools.notebooks import ROOT, brief, run_notebook
 from tools.pages import to_html, to_markdown, write_files
 
@@ -61,6 +62,17 @@ def table(metrics):
     )
 
 
+def drop_stages(run_dir):
+    """Delete what a whole run has trained, so that its times are those of a run, and what other
+    code has trained: a stage goes on only where this code has begun it"""
+    made_by, code = run_dir / "code.json", code_hash(ROOT / "affectgpt_r1/stages.py")
+    same = made_by.exists() and json.loads(made_by.read_text()) == code
+    if (run_dir / "metrics.json").exists() or not same:
+        for stage in ("cold_start", "grpo"):
+            shutil.rmtree(run_dir / stage, ignore_errors=True)
+    made_by.write_text(json.dumps(code))
+
+
 def main(
     notebook=NOTEBOOK,  # The pipeline
     preset="toy",  # How large: "toy", or "smoke" for a trial in a minute
@@ -76,9 +88,7 @@ def main(
     run_dir = Path(run_dir or "-".join(["runs/tutorial", *unusual])).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
     results = run_dir / "metrics.json"
-    if results.exists():  # a whole run was here: train anew, so that its times are those of a run
-        for stage in ("cold_start", "grpo"):
-            shutil.rmtree(run_dir / stage, ignore_errors=True)
+    drop_stages(run_dir)
     results.unlink(missing_ok=True)
     parameters = dict(preset=preset, seed=seed, mode=mode, run_dir=str(run_dir))
     try:

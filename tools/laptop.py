@@ -1,0 +1,168 @@
+"""A whole run with pretrained weights on a laptop: clips that speak, cold start, GRPO, report
+
+    make laptop-parts
+    make laptop ARGS="--seed 1 --mode think"
+
+Each stage goes on where it was stopped: run the same command again. About an hour on two idle
+cores in mode answer.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from datasets.utils.logging import disable_progress_bar
+from transformers.utils import logging as hf_logging
+
+from affectgpt_r1.demo import remember_laptop
+from affectgpt_r1.evaluate import constant_baseline
+from affectgpt_r1.labels import parse_response
+from affectgpt_r1.metrics import ew_difference
+from affectgpt_r1.real_parts import laptop_parts
+from affectgpt_r1.stages import (
+    prepare_run, run_cold_start, run_evaluation, run_grpo, run_splits, run_wheels)
+from affectgpt_r1.tables import read_column
+from affectgpt_r1.text_files import read_json
+
+STAGES = ("features", "cold start", "GRPO", "evaluation")
+SECONDS = {   # of one core of the machine that `UNIT` was measured on, by mode
+    "answer": dict(zip(STAGES, (1000, 1550, 3600, 500))),
+    "think": dict(zip(STAGES, (1000, 2000, 7200, 1200)))}
+UNIT = 0.40   # seconds of one core of that machine for `workload`
+SHOWN = 10    # clips in the report
+
+
+def workload():
+    "Some products of matrices as the decoder has them; returns the seconds they take"
+    a, b = torch.randn(1024, 576).bfloat16(), torch.randn(576, 1536).bfloat16()
+    start = time.perf_counter()
+    for _ in range(40):
+        a @ b
+    return time.perf_counter() - start
+
+
+def estimate(mode):
+    "Seconds of each stage on this machine, as it is just now"
+    workload()   # the first call is slower
+    factor = min(workload() for _ in range(3)) / UNIT
+    return {stage: seconds * factor for stage, seconds in SECONDS[mode].items()}
+
+
+def duration(seconds):
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Clock:
+    "Says before each stage how much time is left, and notes in `seconds.json` what a stage took"
+
+    def __init__(self, run, mode):
+        self.file, self.expected = run / "seconds.json", estimate(mode)
+        self.took = read_json(self.file) if self.file.exists() else {}
+
+    def left(self):
+        "Seconds: what was expected of the stages to come, times how wrong that was so far"
+        known = [s for s in self.took if s in self.expected]
+        ratio = sum(map(self.took.get, known)) / sum(map(self.expected.get, known)) if known else 1
+        return ratio * sum(s for stage, s in self.expected.items() if stage not in self.took)
+
+    def run(self, stage, work):
+        "Do a stage. A stage that was stopped and taken up again has the time of all its parts"
+        if stage in self.took:
+            print(f"{stage}: done before", flush=True)
+            return
+        parts = self.file.with_name(f"seconds-{stage.replace(' ', '-')}.txt")
+        print(f"{stage}: about {duration(self.left())} left in all", flush=True)
+        start = time.perf_counter()
+        try:
+            work()
+        finally:
+            with parts.open("a") as f:
+                f.write(f"{time.perf_counter() - start:.1f}\n")
+        self.took[stage] = sum(map(float, parts.read_text().split()))
+        self.file.write_text(json.dumps(self.took, indent=1))
+
+
+def replies(run, stage, kind="greedy"):
+    "Clip -> what a stage answered"
+    return read_column(run / f"predictions/{stage}-{kind}.jsonl", "reply")
+
+
+def gain(run, mode, before="cold_start", after="grpo", kind="greedy"):
+    "How much better one stage is than another, with its 95 % interval over clips"
+    test = run_splits(run)["test"]
+    texts = [replies(run, stage, kind) for stage in (before, after)]
+    said = [{name: parse_response(x, mode).labels for name, x in t.items()} for t in texts]
+    d = ew_difference(dict(zip(test["name"], test["labels"])), *said, wheels=run_wheels(run))
+    return dict(difference=d.difference, low=d.low, high=d.high)
+
+
+def constant(run):
+    "The scores of the best constant answer"
+    splits = run_splits(run)
+    gold = dict(zip(splits["test"]["name"], splits["test"]["labels"]))
+    return constant_baseline(splits["human"]["labels"], gold, run_wheels(run))
+
+
+def table(run, mode):
+    "The scores as lines of Markdown"
+    scores = read_json(run / "scores.json")
+    yield "| | EW F | 95 % interval | sampled | words | form kept |"
+    yield "|---|---|---|---|---|---|"
+    yield f"| the best constant answer | {constant(run)['ew_f']:.3f} | | | | |"
+    for stage in ("cold_start", "grpo"):
+        s, low_high = scores[f"{stage}, greedy"], "{} to {}"
+        low_high = low_high.format(*(f"{x:.3f}" for x in s["ci95"]))
+        yield (f"| {stage.replace('_', ' ')} | {s['ew_f']:.3f} | {low_high} | "
+               f"{scores[f'{stage}, sampled']['ew_f']:.3f} | {s['mean_labels']:.1f} | "
+               f"{s['format_rate']:.2f} |")
+    found = gain(run, mode)
+    yield "\nGRPO minus cold start: {difference:+.3f} ({low:+.3f} to {high:+.3f})".format(**found)
+
+
+def answers(run, mode, n=SHOWN):
+    "Some answers before and after, as lines of Markdown"
+    yield "\n| subtitle | annotators | cold start | GRPO |\n|---|---|---|---|"
+    test = run_splits(run)["test"]
+    for row in test.select(range(min(n, len(test)))):
+        said = [parse_response(replies(run, s)[row["name"]], mode).answer.replace("|", "/")
+                for s in ("cold_start", "grpo")]
+        yield f"| {row['subtitle']} | {', '.join(row['labels'])} | {said[0]} | {said[1]} |"
+
+
+def main(seed=0, mode="answer", run_dir=None, clips="toy", **steps):
+    "All stages; each one goes on where it was stopped"
+    unusual = [f"-{x}" for x, usual in ((mode, "answer"), (f"seed-{seed}", "seed-0")) if x != usual]
+    run = Path(run_dir or f"runs/laptop{''.join(unusual)}")
+    run.mkdir(parents=True, exist_ok=True)
+    hf_logging.disable_progress_bar()
+    disable_progress_bar()
+    clock, how = Clock(run, mode), dict(mode=mode, seed=seed)
+    print(f"{run}: on {os.cpu_count()} cores about {duration(clock.left())}", flush=True)
+    clock.run("features", lambda: prepare_run(
+        run, clips=clips, model=laptop_parts(), seed=seed, spoken=True))
+    clock.run("cold start", lambda: run_cold_start(run, **how, **steps.get("sft", {})))
+    clock.run("GRPO", lambda: run_grpo(run, **how, **steps.get("grpo", {})))
+    clock.run("evaluation", lambda: run_evaluation(run, **how))
+    lines = [f"# SmolLM2-135M on clips that speak, seed {seed}, mode {mode}\n", *table(run, mode),
+             *answers(run, mode), f"\n{sum(clock.took.values()) / 60:.0f} minutes"]
+    print(*lines, sep="\n")
+    (run / "report.md").write_text("\n".join(lines) + "\n")
+    remember_laptop(run / "grpo")
+
+
+if __name__ == "__main__":
+    ap = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--seed", default=0, type=int)
+    ap.add_argument("--mode", default="answer", choices=["answer", "think"])
+    ap.add_argument("--run-dir", help="runs/laptop, with what is unusual in its name")
+    ap.add_argument("--clips", default="toy", choices=["toy", "smoke"],
+                    help="smoke: a trial with few clips")
+    try:
+        main(**vars(ap.parse_args()))
+    except ModuleNotFoundError as e:
+        sys.exit(str(e))
