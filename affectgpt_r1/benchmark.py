@@ -17,12 +17,11 @@ import numpy as np
 import pandas as pd
 
 from .evaluate import predict_clips, read_labels
+from .intervals import METRIC_OF, score_draws
 from .messages import list_some
 from .metrics import ew_interval, ew_score
 from .published import PUBLISHED_SCORES
-from affectgpt_r1.scoring import (
-    align_answers, averages, bootstrap_draws, pair_labels, paired_p, precision_recall,
-    sector_masks)
+from .scoring import align_answers, pair_labels, paired_p
 from .unibench import (
     UNIBENCH, answer_files, gold_file, read_answers, read_gold, unibench)
 from .wheels import EmotionWheels, load_wheels
@@ -98,36 +97,6 @@ def predict_unibench(
         write_answers(out, key, labels, wheels or load_wheels(), checkpoint)
     return Path(out)
 
-# %% ../nbs/12b_benchmark.ipynb #b023
-def _polarity_columns(gold, answers):
-    "Positive found, positive missed, negative missed, negative found: [clips, 4]"
-    value = np.array([gold[name] for name in gold], float)
-    positive = np.array([answers[name] == "positive" for name in gold])
-    columns = [(value > 0) & positive, (value > 0) & ~positive,
-               (value < 0) & positive, (value < 0) & ~positive]
-    return np.stack(columns, 1).astype(float)
-
-
-def _clip_columns(measure, gold, answers, wheels):
-    "What each clip adds to the sums of a score: [clips, columns]"
-    if measure == "WAF": return _polarity_columns(gold, answers)
-    names, gold, answers = pair_labels(gold, answers)
-    g, q = (sector_masks(x, wheels, 1, names)[0] for x in (gold, answers))
-    columns = [(g & q) > 0, g > 0] if measure == "hit rate" else precision_recall(g, q)
-    return np.hstack(columns).astype(float)
-
-# %% ../nbs/12b_benchmark.ipynb #a0897f09
-def _score_of_sums(measure, sums):
-    "A score from its sums: [..., columns] -> [...]"
-    if measure == "WAF":
-        hit, missed, false, right = np.moveaxis(sums, -1, 0)
-        f1 = [2*h / np.maximum(2*h + missed + false, 1) for h in (hit, right)]
-        return (f1[0]*(hit + missed) + f1[1]*(false + right)) / sums.sum(-1)
-    if measure == "hit rate":
-        hit, n = np.split(sums, 2, -1)
-        return (hit / np.maximum(n, 1)).mean(-1)
-    return averages(*np.split(sums, 3, -1))[0].mean(-1)
-
 # %% ../nbs/12b_benchmark.ipynb #b026
 def unibench_draws(
     predictions: str | Path,          # Folder with the answers, as in `unibench`
@@ -145,9 +114,8 @@ def unibench_draws(
     for i, (key, measure, number) in enumerate(numbers):
         gold = read_gold(gold_file(labels, key), key)
         answers = read_answers(answer_files(predictions, key)[number])
-        columns = _clip_columns(measure, gold, answers, wheels)
-        counts = bootstrap_draws(len(columns), draws, seed + i)
-        found[key] = np.concatenate([_score_of_sums(measure, c @ columns) for c in counts])
+        found[key] = score_draws(METRIC_OF[measure], gold, [answers], wheels, n=draws,
+                                 seed=seed + i)[0]
     return table, found
 
 # %% ../nbs/12b_benchmark.ipynb #325c005e

@@ -25,6 +25,8 @@ from .folders import is_hidden
 from .labels import make_target
 from .messages import list_some
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
+from .omni import load_omni
+from .omni_model import is_thinker
 from .parts import (
     base_state, check_lora, load_parts, lora_config, remember_source, source_hash)
 from .processes import rank_and_world_size
@@ -99,7 +101,8 @@ def save_stage(
     out = Path(out)
     if state_dict is None and (state_dict := _whole_weights(model)):
         if rank_and_world_size()[0]: return   # all take part, and the first process writes
-    unwrap_peft(model).config.auto_map = AUTO_MAP   # loads without this package imported first
+    if not is_thinker(model):   # loads without this package imported first
+        unwrap_peft(model).config.auto_map = AUTO_MAP
     if isinstance(model, PeftModel): _save_adapters(model, out, state_dict)
     else:
         for old in ("base.json", "adapter_config.json"): (out / old).unlink(missing_ok=True)
@@ -176,8 +179,9 @@ def load_stage(
 def _load_base(source, kwargs):
     "A whole model from its folder or from its parts, which remembers them"
     if "parts" in source: model = load_parts(**source["parts"] | kwargs)[0]
+    elif "omni" in source: model = load_omni(**source["omni"] | kwargs)[0]
     else: model = AutoModelForCausalLM.from_pretrained(source["folder"], **kwargs)
-    model.model.fusion.float()
+    if not is_thinker(model): model.model.fusion.float()
     remember_source(model, **{k: v for k, v in source.items() if k != "hash"})
     return model
 
@@ -198,8 +202,10 @@ def save_start(
     (out / "base.json").write_text(json.dumps(_relative(source, out), indent=1))
 
 # %% ../nbs/machinery/checkpoints.ipynb #e0003f2a
-def _random_features(fusion):
-    "A reader that gives each clip random features of the right shape, always the same"
+def _random_media(model, processor):
+    "A reader that gives each clip random media of the right shape, always the same"
+    if is_thinker(model): return processor.random_clip
+    fusion = model.model.fusion
     widths = fusion.multi_video.in_features, fusion.multi_audio.in_features
 
     def read(clip):
@@ -218,8 +224,8 @@ def probe_logps(
 ) -> torch.Tensor:                   # [tokens]
     "Log-probabilities of an answer to some random clips: do two copies of a model say the same?"
     reader, base = copy.copy(processor), unwrap_peft(model)
-    reader.features = _random_features(base.model.fusion)
-    rows = [dict(video=str(i), subtitle="Well, here we are.") for i in range(n_clips)]
+    reader.features = _random_media(base, processor)
+    rows = [dict(video=str(i), audio=str(i), subtitle="Well, here we are.") for i in range(n_clips)]
     mode = "think" if getattr(base.config, "reply_mode", "") == "think" else "answer"
     target = make_target(["happy", "worried"], mode, think="A thought.")
     batch = reader.training_batch([make_prompt(row, mode) for row in rows], [target] * n_clips)
@@ -240,7 +246,7 @@ def _write_merged(adapted, processor, out, dtype):
     if Path(out).exists() and not all(is_hidden(p.name) for p in Path(out).iterdir()):
         raise ValueError(f"{out} is not empty, and what is there could be lost; take another one")
     merged = adapted.merge_and_unload().to(dtype)
-    merged.model.fusion.float()
+    if not is_thinker(merged): merged.model.fusion.float()
     merged.save_pretrained(out)
     processor.save_pretrained(out)
 

@@ -11,91 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-# %% ../nbs/machinery/cli.ipynb #c8455657
-_OPTIONS = {name: f"--{name}" for name in ("mode", "seed", "recipe", "preset")}
-
-def _setting(text):
-    "(name, text) of KEY=VALUE; options have their own place"
-    name, equals, value = text.partition("=")
-    name = name.strip()
-    if not equals: raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    if name in _OPTIONS:
-        raise argparse.ArgumentTypeError(f"give {_OPTIONS[name]} {value} in place of {text!r}")
-    return name, value
-
-# %% ../nbs/machinery/cli.ipynb #c44b425b
-class _Settings(argparse.Action):
-    "Collects (name, text), over several `--set`; a name that comes twice is an error"
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        found = [*getattr(namespace, self.dest), *values]
-        names = [name for name, _ in found]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise argparse.ArgumentError(self, f"{twice[0]!r} comes twice")
-        setattr(namespace, self.dest, found)
-
-def _add_set(parser):
-    parser.add_argument("--set", nargs="*", default=[], type=_setting, action=_Settings,
-                        metavar="KEY=VALUE", help="further settings of the stage")
-
-# %% ../nbs/machinery/cli.ipynb #989e88c9
-def _typed(value):
-    "A value of a table below a setting, whose texts are what they look like"
-    from affectgpt_r1.settings import read_value
-    if isinstance(value, dict): return {name: _typed(v) for name, v in value.items()}
-    return [_typed(v) for v in value] if isinstance(value, list) else read_value(value)
-
-def _as_text(value):
-    "The value of a setting in a YAML file as it would be typed; of a list, its type says more"
-    if isinstance(value, str): return value
-    if isinstance(value, dict): return json.dumps(_typed(value))
-    return json.dumps([v if isinstance(v, str) else _typed(v) for v in value])
-
-def _as_texts(value, what):
-    "A value of a YAML file as the texts that would be typed"
-    from affectgpt_r1.messages import shorten
-    if isinstance(value, dict): return [f"{k}={_as_text(v)}" for k, v in value.items()]
-    if isinstance(value, str): return [] if value in ("", "null", "~") else [value]
-    if all(isinstance(text, str) for text in value): return value
-    raise ValueError(f"{what} must be a list of texts or a table, not {shorten(value)}")
-
-# %% ../nbs/machinery/cli.ipynb #079adf32
-def _as_options(settings, options, what):
-    "The options that a dict of a YAML file stands for; `options`: option -> action of a parser"
-    from affectgpt_r1.settings import check_names, read_setting
-    names = {option.removeprefix("--").replace("-", "_"): option for option in options}
-    check_names([name.replace("-", "_") for name in settings], names, what)
-    for name, value in settings.items():
-        option, place = names[name.replace("-", "_")], f"{what}: {name}"
-        if options[option].nargs != 0 and (texts := _as_texts(value, place)):
-            yield from [option, *texts]
-        elif options[option].nargs == 0 and read_setting(place, value or "no", bool): yield option
-
-def _not_typed(settings, typed):
-    "The settings of a file without those that were typed after `--set`"
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--set", nargs="*", default=[], action="extend")
-    names = {text.partition("=")[0].strip() for text in parser.parse_known_args(typed)[0].set}
-    if isinstance(settings, dict): return {k: v for k, v in settings.items() if k not in names}
-    if not isinstance(settings, list): return settings
-    return [x for x in settings if str(x).partition("=")[0].strip() not in names]
-
-# %% ../nbs/machinery/cli.ipynb #1a68ea27
-def _with_config(args, commands):
-    "The arguments of a command, with the options of its `--config` file in front"
-    args = [x for arg in args
-            for x in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    if "--config" not in args[1:-1] or args[0] not in commands: return args
-    if args.count("--config") > 1: commands[args[0]].error("argument --config: give one file")
-    from affectgpt_r1.settings import read_yaml
-    i = args.index("--config")
-    settings, file, typed = read_yaml(args[i + 1]) or {}, args[i + 1], args[1:i] + args[i + 2:]
-    if not isinstance(settings, dict): raise ValueError(f"{file}: is no table of options")
-    if "set" in settings: settings |= dict(set=_not_typed(settings["set"], typed))
-    actions = [a for a in commands[args[0]]._actions if a.dest not in ("config", "help")]
-    options = {option: a for a in actions for option in a.option_strings}
-    what = f"{file}: the command {args[0]}"
-    return [args[0], *_as_options(settings, options, what), *typed]
+from .command_options import add_set, with_config
+from .terminal import printable_messages
 
 # %% ../nbs/machinery/cli.ipynb #1b1dfd30
 def _further(args, function, *taken):
@@ -110,7 +27,18 @@ def _sources(args):
     given = dict(caption=args.caption, human=args.human, test=args.test)
     return {name: parse_source(text) for name, text in given.items() if text}
 
+def _check_unibench(args):
+    "Look at the nine test sets, by name"
+    if args.caption or args.human or args.test:
+        raise ValueError("--unibench looks at the nine test sets alone: give the label files of "
+                         "the training clips as --train")
+    from affectgpt_r1.benchmark_clips import print_unibench
+    from affectgpt_r1.terminal import exit_code
+    sys.exit(exit_code(lambda: print_unibench(args.unibench, args.train, args.json)))
+
 def _check_data(args):
+    if args.unibench: return _check_unibench(args)
+    if args.train or args.json: raise ValueError("--train and --json belong to --unibench")
     from affectgpt_r1.splits import load_splits
     load_splits(**_sources(args), missing=args.missing, leakage=args.leakage)
 
@@ -131,7 +59,7 @@ def _features(args):
     model = _parts(args.parts) if args.parts else args.model
     settings = _further(args, train_towers, "seed")
     prepare_run(args.run_dir, _sources(args) or None, args.missing, args.leakage, wheels,
-                args.clips, model, args.preset, args.seed, **settings)
+                args.clips, model, args.preset, args.seed, args.spoken, **settings)
 
 # %% ../nbs/machinery/cli.ipynb #886fa427
 def _changes(args, stage):
@@ -187,6 +115,20 @@ def _rehearse(args):
     from affectgpt_r1.rehearsal import rehearse
     rehearse(args.run_dir, args.shape)
 
+# %% ../nbs/machinery/cli.ipynb #21e15528
+def _predict(args):
+    "Print what a model says about each video, and how probable each word is"
+    from affectgpt_r1.demo import default_model
+    from affectgpt_r1.messages import printable
+    if args.subtitle and len(args.clips) > 1:
+        raise ValueError(f"--subtitle says what is heard in one clip; {len(args.clips)} are given")
+    model = default_model(args.model)
+    for clip in args.clips:
+        said = model.predict(clip, args.mode, subtitle=args.subtitle)
+        words = [f"{w} {p:.2f}" for w, p in said.probabilities.items() if p is not None]
+        lines = f"{clip}: {said.reply}", "probabilities: " + ", ".join(words)
+        print(*map(printable, lines), sep="\n")
+
 # %% ../nbs/machinery/cli.ipynb #23514317
 def _evaluate(args):
     from affectgpt_r1.evaluate import predict_clips
@@ -206,12 +148,35 @@ def _replicate(args):
     torch.set_num_threads(1)
     print_replication(replicate(args.runs, args.out))
 
+# %% ../nbs/machinery/cli.ipynb #8f89b57d
+def _score(args):
+    from affectgpt_r1.score_report import print_score
+    from affectgpt_r1.terminal import exit_code
+    how = args.metric, args.level, args.wheels, args.root, args.json
+    sys.exit(exit_code(lambda: print_score(*_gold_and_answers(args), *how)))
+
+# %% ../nbs/machinery/cli.ipynb #6e83336b
+def _gold_and_answers(args):
+    "The two files to score, as `print_score` takes them"
+    from affectgpt_r1.score_inputs import find_label_file
+    if not args.unibench: return args.gold, args.pred
+    if args.pred: raise ValueError("--unibench finds the gold of one file: leave out GOLD")
+    return str(find_label_file(args.gold, args.unibench)), args.gold
+
+def _submit(args):
+    from affectgpt_r1.submissions import print_submission
+    from affectgpt_r1.terminal import exit_code
+    from affectgpt_r1.wheels import load_wheels
+    what = args.pred, args.candidates, args.out, args.max_labels, args.gold
+    sys.exit(exit_code(lambda: print_submission(*what, load_wheels(args.wheels, args.root),
+                                                args.json)))
+
 # %% ../nbs/machinery/cli.ipynb #fbece2df
 def _command(commands, name, function, text):
     "A command of its own"
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.set_defaults(function=function)
-    parser.add_argument("--config", help="YAML file with options")   # read by `_with_config`
+    parser.add_argument("--config", help="YAML file with options")   # read by `with_config`
     return parser
 
 def _stage(commands, name, function, text):
@@ -219,7 +184,7 @@ def _stage(commands, name, function, text):
     parser = _command(commands, name, function, text)
     parser.add_argument("--run-dir", required=True, type=Path, help="folder of the run")
     parser.add_argument("--seed", default=0, type=int)
-    _add_set(parser)
+    add_set(parser)
     return parser
 
 # %% ../nbs/machinery/cli.ipynb #1483a50d
@@ -249,6 +214,7 @@ def _add_features(commands):
     parser.add_argument("--wheels-root", help="folder of the authors' emotion wheels")
     parser.add_argument("--clips", default="toy", choices=["toy", "smoke", "tiny"],
                         help="size of the generated corpus, if no clips are given")
+    parser.add_argument("--spoken", action="store_true", help="its subtitles are spoken")
     parser.add_argument("--model", help="checkpoint to start from, its encoders trained")
     parser.add_argument("--parts", nargs="+", metavar="PART",
                         help="trained parts to start from: decoder, vision and audio encoder, as "
@@ -257,16 +223,65 @@ def _add_features(commands):
                         help="size of a new model, if neither of these is given")
 
 # %% ../nbs/machinery/cli.ipynb #6ae9e81a
+def _add_check(commands):
+    "The command that looks at data"
+    check = _command(commands, "check-data", _check_data, "what is there, and what is wrong")
+    _add_data(check)
+    check.add_argument("--unibench", metavar="FOLDER", help="the nine test sets: which clips are "
+                                                            "there, by name")
+    check.add_argument("--train", nargs="+", default=[], metavar="CSV",
+                       help="label files whose clips must not be in those sets")
+    check.add_argument("--json", action="store_true", help="of --unibench, for a script")
+    check.epilog = f"{_CODES} (of --unibench)"
+
 def _add_stages(commands):
     "The stages of a run, in their order"
-    _add_data(_command(commands, "check-data", _check_data, "what is there, and what is wrong"))
-    _add_features(commands)
     sft = _stage(commands, "sft", _sft, "the cold start on the captions")
     _add_training(sft, ["answer", "think", "mixed"])
     grpo = _stage(commands, "grpo", _grpo, "GRPO on the human split")
     _add_training(grpo, ["answer", "think"])
     evaluate = _stage(commands, "evaluate", _evaluate, "answers to the test clips")
     evaluate.add_argument("--mode", choices=["answer", "think"], help="that of the run by default")
+
+# %% ../nbs/machinery/cli.ipynb #0f2580f0
+_CODES = "exit code: 0 if all is well, 1 for files that cannot be used or have a fault, 2 for usage"
+
+def _add_wheels(parser):
+    "Which tables of emotion words"
+    parser.add_argument("--wheels", default="builtin", choices=["builtin", "v1", "v2026"],
+                        help="tables of emotion words; v1 and v2026 are the authors'")
+    parser.add_argument("--root", metavar="DIR", help="folder of the authors' tables")
+
+# %% ../nbs/machinery/cli.ipynb #957eed7d
+def _add_score(commands):
+    "The command that scores a file of answers"
+    score = _command(commands, "score", _score, "score a file of answers against a file of gold")
+    score.add_argument("gold", help="csv, json, jsonl, xlsx or npz; - is standard input")
+    score.add_argument("pred", nargs="?", help="the same; without it, gold and pred are columns "
+                                               "of one file")
+    score.add_argument("--unibench", metavar="DIR", help="folder with the label files of "
+                       "MER-UniBench, among which the gold of one file of answers is found")
+    score.add_argument("--metric", choices=["ew", "ovmer", "mer2025", "hit", "sentiment"],
+                       help="by default that of a label file's set, or ew")
+    score.add_argument("--level", default=1, type=int, choices=[1, 2], help="of ew")
+    _add_wheels(score)
+    score.add_argument("--json", action="store_true", help="for a script")
+    score.epilog = _CODES
+
+# %% ../nbs/machinery/cli.ipynb #14f7d11b
+def _add_submit(commands):
+    "The command that checks and writes what a challenge asks for"
+    submit = _command(commands, "submit", _submit, "check answers for a challenge, and write them")
+    submit.add_argument("pred", help="csv, json, jsonl, xlsx, npz or the zip file to upload")
+    submit.add_argument("candidates", help="csv with the names of all clips")
+    submit.add_argument("--out", metavar="FILE",
+                        help="zip, csv or npz file to write, if there is no fault")
+    submit.add_argument("--max-labels", default=8, type=int, metavar="N",
+                        help="most labels of an answer")
+    submit.add_argument("--gold", metavar="FILE", help="gold of some of the clips, to score them")
+    _add_wheels(submit)
+    submit.add_argument("--json", action="store_true", help="for a script")
+    submit.epilog = _CODES
 
 # %% ../nbs/machinery/cli.ipynb #8906094d
 def _add_tools(commands):
@@ -282,6 +297,17 @@ def _add_tools(commands):
     rehearsal.add_argument("--shape", default="qwen2.5-0.5b", help="or tiny, or qwen2.5-7b")
 
 # %% ../nbs/machinery/cli.ipynb #3f62cb8c
+def _add_predict(commands):
+    "Asking a model"
+    text = "what a model says about videos"
+    predict = _command(commands, "predict", _predict, text)
+    predict.add_argument("clips", nargs="+", type=Path, help="video files, with their sound")
+    predict.add_argument("--subtitle", default="", help="what is said in the clip, if it is one")
+    predict.add_argument("--model", default="", help="folder of a checkpoint, laptop or toy; by "
+                                                     "default laptop where it was trained")
+    predict.add_argument("--mode", default="answer", choices=["answer", "think"])
+
+# %% ../nbs/machinery/cli.ipynb #008b7bbb
 def _add_plan(commands):
     "What fits on a GPU"
     plan = _command(commands, "plan", _plan, "what a step of GRPO takes on a GPU")
@@ -290,7 +316,7 @@ def _add_plan(commands):
     plan.add_argument("--model", help="a checkpoint in place of a preset")
     _add_training(plan, ["answer", "think"])
     plan.set_defaults(seed=0)
-    _add_set(plan)
+    add_set(plan)
 
 # %% ../nbs/machinery/cli.ipynb #8f12284a
 def _add_studies(commands):
@@ -313,7 +339,9 @@ def _parsers():
     "The parser of the command line, and that of each command by its name"
     parser = argparse.ArgumentParser(prog="affectgpt-r1", allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_stages, _add_tools, _add_plan, _add_studies): add(commands)
+    for add in (_add_score, _add_submit, _add_check, _add_features, _add_stages, _add_predict,
+                _add_tools, _add_plan, _add_studies):
+        add(commands)
     return parser, commands.choices
 
 # %% ../nbs/machinery/cli.ipynb #7fe8a711
@@ -322,6 +350,6 @@ def main(
 ) -> None:
     "Run a command"
     parser, commands = _parsers()
-    args = _with_config(sys.argv[1:] if args is None else args, commands)
+    args = with_config(sys.argv[1:] if args is None else args, commands)
     parsed = parser.parse_args(args)
-    parsed.function(parsed)
+    with printable_messages(): parsed.function(parsed)

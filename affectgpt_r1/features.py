@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['default_workers', 'read_clips', 'encoder_fingerprint', 'MediaHashes', 'write_features', 'read_features',
-           'FeatureCache']
+           'check_features', 'FeatureCache']
 
 # %% ../nbs/08_features.ipynb #c003
 import hashlib
@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 # %% ../nbs/08_features.ipynb #dcf55321
 import numpy as np
@@ -28,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 from tqdm.notebook import tqdm as notebook_tqdm
 
-from .fingerprints import file_hash
+from .fingerprints import differences, file_hash
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from .processes import rank_and_world_size, sum_over_processes, usable_cores
 from .processing import AffectGPTProcessor
@@ -128,15 +129,26 @@ def _encoders(model):
     return unwrap_peft(model).model
 
 
+_PREPARING = ("visual", "frames_by", "compat", "num_frames", "num_segments", "segment_seconds")
+
+
 def _of_processor(processor):
     "What the processor does to media, besides its two parts"
-    return (f"{processor.visual} {processor.frames_by} {processor.compat} {processor.num_frames} "
-            f"{processor.num_segments} {processor.segment_seconds}")
+    return " ".join(str(getattr(processor, name)) for name in _PREPARING)
 
 
 def _towers(encoders):
     "The vision and the audio encoder"
     return encoders.vision_tower, encoders.audio_tower
+
+# %% ../nbs/08_features.ipynb #4ac0a096
+def _preparation(processor):
+    "Name and value of all that decides how media are prepared"
+    found = {name: getattr(processor, name) for name in _PREPARING}
+    for part in ("image_processor", "feature_extractor"):
+        fields = json.loads(_lasting_fields(getattr(processor, part)))
+        found |= {f"{part}.{name}": value for name, value in fields.items()}
+    return found
 
 # %% ../nbs/08_features.ipynb #6e4e91c0
 def _known_hashes(path):
@@ -218,14 +230,14 @@ class _FeatureFiles:
         model: AffectGPTForConditionalGeneration,  # With the encoders that the features are from
         processor: AffectGPTProcessor,             # Prepares the media for them
     ):
-        self.folder, self.visual = Path(folder), processor.visual
+        self.folder, self.prepared = Path(folder), _preparation(processor)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.fingerprint = encoder_fingerprint(model, processor)
         self.hashes = MediaHashes(self.folder / "media.jsonl")
 
     def path(self, clip: dict) -> Path:
         "File of a clip's features, named by the hash of everything that they depend on"
-        face = self.visual == "face" and clip.get("face")
+        face = self.prepared["visual"] == "face" and clip.get("face")
         files = clip["face"] if face else clip["video"], clip["audio"]
         hashes = [self.hashes(f) if f else "none" for f in files]
         key = " ".join([self.fingerprint, "face" if face else "video", *hashes])
@@ -245,8 +257,53 @@ class _FeatureReader(_FeatureFiles):
         raise KeyError(f"clip {name!r}: {self.folder} holds no features of its media from these "
                        "encoders; run `compute` on its data set first")
 
+# %% ../nbs/08_features.ipynb #63de64bd
+_CHECKED = WeakKeyDictionary()   # encoders -> what they have been compared with
+
+
+def _are_shared_out(weights):
+    "Does this process hold a part of the weights only?"
+    return any(hasattr(weight, "full_tensor") or not weight.numel() for weight in weights)
+
+
+def _compare(cache, model, processor):
+    "Raises ValueError where the encoders or the preparation are not those of a cache"
+    found = encoder_fingerprint(model, processor)
+    if found == cache.fingerprint: return
+    whose = f"the encoders of this {type(unwrap_peft(model)).__name__} are {found[:12]}"
+    why = differences(cache.prepared, _preparation(processor)) or [
+        f"{whose}, those that made the features are {cache.fingerprint[:12]}"]
+    raise ValueError(f"{cache.folder} holds features of other encoders, or of media that this "
+                     f"{type(processor).__name__} prepares in another way: {'; '.join(why)}. "
+                     "Make a `FeatureCache` of this model and processor, and fill it")
+
+# %% ../nbs/08_features.ipynb #9530a84e
+class _CheckedReader(_FeatureReader):
+    def check(
+        self,
+        model: AffectGPTForConditionalGeneration,  # Also with adapters
+        processor: AffectGPTProcessor,   # Its processor
+    ) -> None:
+        "Raises ValueError where these features are not those of a model and its processor"
+        encoders = _encoders(model)
+        weights = [weight for tower in _towers(encoders) for weight in tower.parameters()]
+        if _are_shared_out(weights): return   # compared before they were
+        state = (self.fingerprint, str(_preparation(processor)), sum(w._version for w in weights))
+        if _CHECKED.get(encoders) == state: return
+        _compare(self, model, processor)
+        _CHECKED[encoders] = state
+
+# %% ../nbs/08_features.ipynb #03a28630
+def check_features(
+    model: torch.nn.Module,   # Whose encoders the features should be from
+    processor: AffectGPTProcessor,   # Perhaps with a `FeatureCache`
+) -> None:
+    "Raises ValueError where a processor reads features of other encoders than the model's"
+    check = getattr(getattr(processor, "features", None), "check", None)
+    if check: check(model, processor)
+
 # %% ../nbs/08_features.ipynb #f009
-class FeatureCache(_FeatureReader):
+class FeatureCache(_CheckedReader):
     "Encoder features of clips, one small file each; call it with a clip to get its tensors"
     def compute(
         self,
@@ -257,9 +314,7 @@ class FeatureCache(_FeatureReader):
         workers: int | None = None,      # Decoding processes, as for `read_clips`
     ) -> int:                            # How many clips were computed, by all processes together
         "Compute what is missing of `dataset`; if a run was stopped, go on from there"
-        if encoder_fingerprint(model, processor) != self.fingerprint:
-            raise ValueError(f"{self.folder}: this cache was made for other encoders, or for media "
-                             "that are prepared in another way; make a new `FeatureCache`")
+        _compare(self, model, processor)
         rows = list(dataset)
         computed = _fill(self, _share(rows, batch_size), batch_size, model, processor, workers)
         return _report(len(rows), computed)

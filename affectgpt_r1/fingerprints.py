@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['short_hash', 'json_hash', 'file_hash', 'rows_hash', 'weights_hash', 'model_state', 'inputs_of', 'generation_hash',
-           'function_hash', 'differences']
+           'function_hash', 'callback_names', 'code_hash', 'differences']
 
 # %% ../nbs/machinery/fingerprints.ipynb #00a0f582
+import ast
 import hashlib
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import is_dataclass
 from functools import partial
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -185,22 +188,52 @@ def _text_of(x):
         code = getattr(x, "__code__", None)
         return [code.co_code.hex(), repr(code.co_consts)] if code else repr(type(x))
 
+# %% ../nbs/machinery/fingerprints.ipynb #0b28d859
+_STANDS_ON = {"numpy", "pandas", "scipy", "sklearn", "torch", "transformers", "datasets", "trl",
+              "peft", "accelerate", *sys.stdlib_module_names}   # count by their names
+
+
+def _module_of(x):
+    "Name of the module that something comes from"
+    if isinstance(x, ModuleType): return x.__name__
+    return getattr(x, "__module__", None) or type(x).__module__
+
+
+def _origin(x):
+    "Module and name of what comes from another package, and the version of that package"
+    module = _module_of(x)
+    package = module.partition(".")[0]
+    name = getattr(x, "__qualname__", type(x).__qualname__)
+    if package in _STANDS_ON: return [module, name, ""]
+    try: return [module, name, metadata.version(package)]
+    except metadata.PackageNotFoundError:
+        return [module, name, str(getattr(sys.modules.get(package), "__version__", ""))]
+
+# %% ../nbs/machinery/fingerprints.ipynb #eb65bf04
+def _is_near(x, folder):
+    "Does a function, class or module lie in this folder? This package counts by its version"
+    file = getattr(sys.modules.get(_module_of(x)), "__file__", None)
+    return bool(file) and Path(file).parent == folder != Path(inspect.getfile(_origin)).parent
+
 # %% ../nbs/machinery/fingerprints.ipynb #70d4c4db
-def _used_of(names, fields, module):
+def _used_of(names, fields, module, folder):
     "Functions, classes and values among the fields of a module, by name"
     there = {name: fields[name] for name in names if name in fields}
-    return {name: x for name, x in there.items() if _is_value(x)
-            or getattr(x, "__module__", None) == module and callable(x)}
+    own = {name: x for name, x in there.items() if _is_value(x)
+           or callable(x) and (getattr(x, "__module__", None) == module or _is_near(x, folder))}
+    others = {name: _origin(x) for name, x in there.items() if name not in own
+              and (callable(x) or isinstance(x, ModuleType) and not _is_near(x, folder))}
+    return own | others
 
 
 def _used_globals(f):
-    "What a function uses of its own module, and of modules in the same folder"
+    "What a function uses: of its own module, of modules in the same folder, and of others"
     names, fields = sorted(set(_names_in(f.__code__))), f.__globals__
     folder = Path(fields.get("__file__") or "no folder/x").parent
     near = [(name, fields[name]) for name in names if isinstance(fields.get(name), ModuleType)
-            and Path(getattr(fields[name], "__file__", None) or "").parent == folder]
-    helpers = {name: _used_of(names, vars(x), x.__name__) for name, x in near}
-    return _used_of(names, fields, f.__module__) | helpers
+            and _is_near(fields[name], folder)]
+    helpers = {name: _used_of(names, vars(x), x.__name__, folder) for name, x in near}
+    return _used_of(names, fields, f.__module__, folder) | helpers
 
 # %% ../nbs/machinery/fingerprints.ipynb #0e439bb6
 def _function_parts(f, seen):
@@ -263,6 +296,46 @@ def function_hash(
 ) -> str:
     "A short hash of what a function computes, as far as that can be seen"
     return json_hash(_parts(f, {}))
+
+# %% ../nbs/machinery/fingerprints.ipynb #f7dae197
+def callback_names(
+    callbacks: Iterable,   # Callbacks of transformers, or their classes
+) -> list[str]:
+    "Name of the class of each, and a short hash of where it comes from"
+    kinds = [x if isinstance(x, type) else type(x) for x in callbacks]
+    origins = [_origin(kind) for kind in kinds]
+    return [f"{name} {json_hash([module, version or _text_of(kind)])}"
+            for kind, (module, name, version) in zip(kinds, origins)]
+
+# %% ../nbs/machinery/fingerprints.ipynb #3abf3635
+def _code_of(text):
+    "The code of a module without comments and docstrings"
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) \
+                and isinstance(body[0].value, ast.Constant): del body[0]
+    return ast.dump(tree)
+
+
+def _codes_of(file, found):
+    "The code of a module and of the modules beside it that it imports, by file"
+    if file in found or not file.exists(): return found
+    text = file.read_text(encoding="utf-8")
+    found[file] = _code_of(text)
+    for name in re.findall(r"^\s*from \.(\w+) import", text, re.M):
+        _codes_of(file.parent / f"{name}.py", found)
+    return found
+
+# %% ../nbs/machinery/fingerprints.ipynb #8370afbe
+def code_hash(
+    module: str | Path,   # File of a module of a package
+) -> str:
+    "A short hash of the code of a module and of all modules beside it that it imports"
+    codes, folder = _codes_of(Path(module), {}), Path(module).parent
+    tables = [path for path in folder.glob("*/*") if path.is_file() and path.suffix != ".pyc"]
+    return json_hash([sorted((file.name, code) for file, code in codes.items()),
+                      sorted((path.name, file_hash(path)) for path in tables)])
 
 # %% ../nbs/machinery/fingerprints.ipynb #2cb1c013
 def differences(

@@ -23,11 +23,12 @@ from trl import GRPOConfig
 
 # %% ../nbs/11_grpo.ipynb #f342ff60
 from .checkpoints import adapters_for, find_base, hide_known_warnings
+from .features import check_features
 from .fingerprints import (
-    function_hash, generation_hash, model_state, weights_hash)
+    callback_names, function_hash, generation_hash, model_state, weights_hash)
 from .grpo_trainer import (
-    AffectGRPOTrainer, HeldOutTrainer, check_clips_reach_policy, steps_between_samplings)
-from .guards import guard_rewards, reward_name
+    AffectGRPOTrainer, HeldOutTrainer, steps_between_samplings)
+from .guards import check_clips_reach_policy, guard_rewards, reward_name
 from .inference import generate_replies, generation_config
 from .labels import check_mode, completion_text, make_target, parse_response
 from .metrics import ew_score
@@ -224,8 +225,9 @@ def _settings(model, recipe, changes):
     check_mode(settings["mode"])
     sizes = ("num_prompts", "num_generations", "micro_batch")
     check_amounts(settings, "steps", "max_new_tokens", *sizes)
-    if settings.get("micro_batch") is None:
-        settings["micro_batch"] = settings["num_prompts"] * settings["num_generations"]
+    if changes.get("micro_batch") is None:   # what the recipe says, or a part of it that fits
+        answers = settings["num_prompts"] * settings["num_generations"]
+        settings["micro_batch"] = math.gcd(answers, settings.get("micro_batch") or answers)
     _check_answers(*(settings[name] for name in sizes))
     return settings | dict(lora=adapters_for(model, settings["lora"], "lora" in changes))
 
@@ -239,7 +241,7 @@ def _check_length(processor, mode, max_new_tokens):
                          "every answer would be cut")
 
 # %% ../nbs/11_grpo.ipynb #4c2ae1a3
-def _open_run(model, processor, rows, out, settings, rewards, wheels):
+def _open_run(model, processor, rows, out, settings, rewards, wheels, callbacks):
     "The checkpoint to resume from; `run.json` gets everything that decides the numbers of the run"
     (dataset, validation), mode = rows, settings["mode"]
     settings = {k: v for k, v in settings.items() if k != "micro_batch"}
@@ -248,6 +250,7 @@ def _open_run(model, processor, rows, out, settings, rewards, wheels):
     return start_or_resume(
         out, stage="grpo", start=weights_hash(model), **model_state(model, trains=True),
         **settings | dict(rewards=parts),
+        callbacks=callback_names(callbacks),
         **clips_of_run(processor, dataset, mode), wheels=judged,
         validation=clips_of_run(processor, validation, mode),
         sampling=generation_hash(model.generation_config))
@@ -278,6 +281,7 @@ def _checked(functions, weights):
 def _prepare(model, processor, rows, recipe, changes):
     "All settings of a run; raises ValueError where nothing could be learnt with them, or from rows"
     check_data(processor, *rows)
+    check_features(model, processor)
     settings = _settings(model, recipe, changes)
     _check_length(processor, settings["mode"], settings["max_new_tokens"])
     return settings
@@ -307,7 +311,7 @@ def train_grpo(
     settings = _prepare(model, processor, (dataset, validation), recipe, changes)
     rewards, rows = _rewards(rewards, settings, wheels), (dataset, validation)
     args = _fitting_config(out, processor, rows, settings, rewards[1])
-    resume = _open_run(model, processor, rows, out, settings, rewards, wheels)
+    resume = _open_run(model, processor, rows, out, settings, rewards, wheels, callbacks)
     if (log := finished_log(model, out)) is not None: return log
     return _train(model, processor, rows, rewards, args, settings, wheels, callbacks, resume)
 
@@ -320,8 +324,9 @@ def _train(model, processor, rows, rewards, args, settings, wheels, callbacks, r
     train, held_out = grpo_rows(dataset, mode), validation and grpo_rows(validation, mode)
     set_seed(args.seed)   # the first weights of the adapters depend on it
     trainer = HeldOutTrainer(
-        model, guard_rewards(rewards[0], mode, out), args, train, processing_class=processor,
-        eval_dataset=held_out, peft_config=lora, callbacks=list(callbacks))
+        model, guard_rewards(rewards[0], mode, out, rewards[1]), args, train,
+        processing_class=processor, eval_dataset=held_out, peft_config=lora,
+        callbacks=list(callbacks))
     trainer.score = partial(held_out_score, processor=processor, dataset=validation, mode=mode,
                             wheels=wheels, max_new_tokens=limit)
     log = run_training(trainer, "GRPO", resume)

@@ -27,10 +27,12 @@ from transformers.generation.streamers import BaseStreamer
 
 # %% ../nbs/machinery/inference.ipynb #d21abc56
 from .cards import model_card
-from .chats import clips_of
+from .chats import clip_of, clips_of
 from .checkpoints import find_base, gathered_weights, load_stage, save_stage
 from .containers import media_streams
+from .features import check_features
 from .labels import MODES, check_mode, parse_response
+from .media import has_media
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from .processing import END, AffectGPTProcessor, make_prompt
 from .wheels import EmotionWheels, load_wheels
@@ -39,6 +41,7 @@ from .wheels import EmotionWheels, load_wheels
 MAX_NEW_TOKENS = {  # tokens of a reply, by preset and mode
     "toy": dict(answer=24, think=96),
     "small": dict(answer=24, think=96),
+    "laptop": dict(answer=32, think=96),
     "other": dict(answer=64, think=512)}
 
 
@@ -112,6 +115,7 @@ def _evaluating(model):
 # %% ../nbs/machinery/inference.ipynb #026dc88d
 def _prompt_tensors(model, processor, chats, **how):
     "The prompts of a batch, padded on the left, where the model is"
+    if how.get("use_features", True): check_features(model, processor)
     inputs = processor.apply_chat_template(
         chats, tokenize=True, return_dict=True, add_generation_prompt=True, padding=True,
         return_tensors="pt", **how)
@@ -340,9 +344,10 @@ class _Asked(_SharedPair):
         inputs = _prompt_tensors(
             self.model, self.processor, chats, use_features=self._are_cached(chats))
         replies = _replies(self.model, self.processor, inputs, config, logps=True, **how)
-        mask = inputs.get("media_mask", torch.ones(len(rows), 2, dtype=torch.bool)).tolist()
+        there = [has_media(clip_of(chat), self.processor.visual) for chat in chats]
         return [_read_reply(reply, row, present, mode, self.processor, wheels)
-                for reply, row, present in zip(replies, rows, mask)]
+                for reply, row, present in zip(replies, rows, there)]
+
     def _ask_all(self, rows, batch_size, *args, **how):
         "A `Prediction` for each row, batch by batch"
         batches = [rows[i:i + batch_size] for i in range(0, len(rows), batch_size)]

@@ -91,6 +91,13 @@ _LEAD = re.compile(rf"^(?:and|or|but|also|then|both|either|{_MAYBE}|feeling|feel
                    r"a (?:sense|feeling|hint) of|(?:a )?(?:mix|mixture|combination) of|\d+)\s+")
 _TAIL = re.compile(r"\s+(?:because|due to|owing to)\b.*|\s+(?:and|or)$|(?:因为|由于).+")
 
+# %% ../nbs/01_labels.ipynb #c27668b2
+_OPENING = re.compile(   # Sure! Here are the emotions: …
+    r"^\W*(?:sure|okay|ok|yes|certainly|absolutely|alright|of course)(?: thing)?\s*[!.,:]+\s*"
+    r"(?=here(?:['’]s| is| are)\b|(?:below|based on|i(?:['’]d| would| see| think)"
+    r"|the (?:following|(?:emotion|label|word|feeling|answer|list)s?))\b[^\n:\[]*[:\n\[])",
+    re.IGNORECASE)
+
 # %% ../nbs/01_labels.ipynb #430709fb
 _CHINESE_TEMPLATE = re.compile(
     r"""^(?:(?:[^\W\d_a-z]{0,8}的)?(?:主要)?(?:情绪|情感|心情|感受)(?:状态|标签)?(?:可能|应该|似乎)?
@@ -117,6 +124,7 @@ def _read_parts(text):
 
 def _read_text(text):
     "The labels of a text, each as often as it is written"
+    text = _OPENING.sub("", text)
     if text.strip(" .,[]'\"\n") in _NO_LABEL: return []
     text = mark_reasons(mark_fields(mark_scores(plain_text(text))))
     text = re.sub(r'"\s*"', ",", text) if '"' in text else text

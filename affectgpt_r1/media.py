@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['frame_indices', 'time_indices', 'segment_starts', 'read_video', 'write_video', 'read_faces', 'cut_segments',
-           'read_audio', 'Clip', 'is_missing', 'read_clip']
+           'read_audio', 'Clip', 'is_missing', 'has_media', 'read_clip']
 
 # %% ../nbs/04_media.ipynb #c003
 import warnings
@@ -143,6 +143,15 @@ def is_missing(
 ) -> bool:
     "Is there nothing to read? So it is for None and for an empty path"
     return source is None or isinstance(source, str) and not source
+
+# %% ../nbs/04_media.ipynb #d3c414dd
+def has_media(
+    clip: dict,             # Files, or what was read from them: `video`, `audio`, perhaps `face`
+    visual: str = "frame",  # What is seen of it: "frame" or "face"
+) -> tuple[bool, bool]:
+    "Does a clip have pictures, and does it have sound?"
+    faces = visual == "face" and not is_missing(clip.get("face"))
+    return faces or not is_missing(clip.get("video")), not is_missing(clip.get("audio"))
 
 # %% ../nbs/04_media.ipynb #93fe9837
 def _frames(video, num_frames, by):

@@ -49,9 +49,19 @@ def _last_four_layers(tower, waves):
     out = tower(waves, output_hidden_states=True)
     return torch.stack([*out.hidden_states[-4:-1], out.last_hidden_state]).mean(0)
 
+# %% ../nbs/07_modeling.ipynb #0166b376
+def _frames_alone(tower, mel):
+    "What the encoder computes of the frames that there are, without the silence behind them"
+    x = nn.functional.gelu(tower.conv1(mel))
+    x = nn.functional.gelu(tower.conv2(x)).transpose(1, 2)
+    x = x + tower.embed_positions.weight[:x.shape[1]]
+    for layer in tower.layers: x = layer(x, None)
+    return tower.layer_norm(x)
+
 
 def _whisper_states(tower, mel):
     "Output of a Whisper encoder [n, time, hidden] while the segment lasts; mel is [n, bins, time]"
+    if not getattr(tower.config, "pad_segments", True): return _frames_alone(tower, mel)
     floor = (mel.amax((1, 2), keepdim=True) - 2).clamp(min=-1.5)  # of its feature extractor
     length = 2 * tower.config.max_source_positions - mel.shape[-1]
     silence = floor.expand(-1, mel.shape[1], length)

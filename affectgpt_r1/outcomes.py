@@ -28,8 +28,9 @@ def trained_weights(
     return {name: weights_hash({name: weights[name]}) for name in names}
 
 # %% ../nbs/machinery/outcomes.ipynb #e36d39a4
-def _check_weights(before, weights):
+def _check_weights(before, after):
     "How many weights have changed; raises ValueError where one is no longer a number"
+    weights = after if isinstance(after, Mapping) else after.state_dict()
     if bad := [name for name in before if not torch.isfinite(weights[name]).all()]:
         raise ValueError(f"{len(bad)} of {len(before)} trained weights are not finite, among them "
                          f"{list_some(bad, 3)}. Lower the learning rate.")
@@ -96,6 +97,22 @@ def _best(state, log):
     if scores and all(map(_is_no_number, scores)):
         yield "the score on the held-out clips never was a number, so the last weights were kept"
 
+# %% ../nbs/machinery/outcomes.ipynb #ce6ef0bc
+def _check_read(clips):
+    "Raises ValueError where not one clip was read"
+    if clips and not clips["read"]:
+        raise ValueError(f"not one of {clips['there']} clips was read, so nothing was learnt about "
+                         "them. Do the batches come from this data set?")
+
+
+def _silent(rewards, state):
+    "Rewards that count and never were a number; raises ValueError where that is all of them"
+    silent = sorted({*rewards} & {*_unscored(state.log_history)})
+    if silent and len(silent) == len({*rewards}):
+        raise ValueError(f"of the rewards that count none ever was a number ({list_some(silent)}), "
+                         "so no answer was preferred to another. Do they know these clips' gold?")
+    return silent
+
 # %% ../nbs/machinery/outcomes.ipynb #fa3f1ad6
 def check_outcome(
     before: dict[str, str],         # From `trained_weights`, before the first step
@@ -106,10 +123,10 @@ def check_outcome(
     rewards: Iterable[str] = (),    # Names of the rewards that count
 ) -> dict:                          # steps, asked_steps, weights, changed_weights, clips
     "What a run has done; raises ValueError where that is nothing, and warns where it is less"
-    weights = after if isinstance(after, Mapping) else after.state_dict()
-    changed, reasons = _check_weights(before, weights), reasons_in(state.log_history, limit)
+    _check_read(clips)
+    changed, reasons = _check_weights(before, after), reasons_in(state.log_history, limit)
     idle = f"no weight has changed in {state.global_step} steps"
-    silent = set(rewards) & set(_unscored(state.log_history))
+    silent = _silent(rewards, state)
     if not changed and (silent or not _has_no_signal(state.log_history)):
         raise ValueError(f"{idle}: {'; '.join(reasons) or _UNKNOWN}.")
     if not changed: reasons.insert(0, idle)

@@ -24,8 +24,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from .chat_templates import default_template, end_of_turn
 from .configuration import (
     AUDIO_TOWERS, PRESETS, VISION_TOWERS, AffectGPTConfig, check_tower)
-from .decoders import (
-    check_decoder, check_kind, check_layers, embedding_name, linear_names, without_dropout)
+from affectgpt_r1.decoders import (
+    check_decoder, check_kind, check_layers, embedding_name, layers_with_adapters, linear_names,
+    without_dropout)
 from .fingerprints import weights_hash
 from .messages import list_some
 from .modeling import FUSION_CLASSES, AffectGPTForConditionalGeneration
@@ -322,6 +323,7 @@ def load_parts(
     compat: str | None = None,                # For both
     tag_tokens: bool = False,                 # Make tokens of the tags? LoRA must train their rows
     tower_dtype: torch.dtype | None = None,   # Of the towers: `torch.float32`, or the decoder's
+    pad_segments: bool = True,                # Silence behind a segment, until Whisper has 30 s?
     quantization_config: QuantizationConfigMixin | dict | None = None,  # Of the decoder
     **kwargs,  # For configuration and processor, as `fusion` or `num_frames`; `attn_implementation`
 ) -> tuple:                                   # (model, processor)
@@ -358,7 +360,7 @@ def _reply_ends(text, processor):
 # %% ../nbs/machinery/parts.ipynb #03d36b02
 def _put_together(
     text_path, vision_path, audio_path, dtype, seed, prompt_template, visual, compat, tag_tokens,
-    tower_dtype, quantization_config, **kwargs,
+    tower_dtype, pad_segments, quantization_config, **kwargs,
 ):
     "What `load_parts` gives"
     dtype, tower_dtype = _dtype(dtype), _dtype(tower_dtype)
@@ -366,6 +368,7 @@ def _put_together(
     text, tokenizer, tag_ids = _load_decoder(
         text_path, dtype, quantization_config, tag_tokens, attention)
     towers = _load_towers(vision_path, audio_path, dtype, tower_dtype)
+    if not pad_segments: towers[1].config.pad_segments = False
     config = _parts_config(text, *towers, tokenizer, dtype, compat, tag_ids, fields)
     processor = _make_processor(
         tokenizer, vision_path, audio_path, prompt_template=prompt_template, visual=visual,
@@ -381,13 +384,14 @@ def lora_config(
     "peft's `LoraConfig` of the paper preset, without dropout"
     from peft import LoraConfig
     names, how = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split(), {}
+    if model is None or hasattr(model.model, "fusion"): how["modules_to_save"] = ["fusion"]
     if model is not None:
         decoder, ids = model.model.language_model, model.config.tag_ids
         names, rows = linear_names(decoder), embedding_name(decoder).rpartition(".")[2]
         if ids: how["trainable_token_indices"] = dict.fromkeys((rows, "lm_head"), ids)
         if any(isinstance(x, Conv1D) for x in decoder.modules()): how["fan_in_fan_out"] = True
     return LoraConfig(
-        task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, modules_to_save=["fusion"],
+        task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0,
         target_modules=rf".*language_model.*\.({'|'.join(names)})", **how)
 
 # %% ../nbs/machinery/parts.ipynb #d863af7e
@@ -397,6 +401,9 @@ def check_lora(
 ) -> Any:                                      # The same
     "Raises ValueError where rows of new tags would never learn, or a tower would"
     check_layers(model, lora)
+    if hasattr(model.model, "visual") and isinstance(lora.target_modules, str):
+        # peft reduces a pattern to last names where experts are fused: they would fit towers, too
+        lora.target_modules = layers_with_adapters(model, lora)
     rows = getattr(lora, "trainable_token_indices", None) or {}
     trained = set(rows if isinstance(rows, list) else [i for ids in rows.values() for i in ids])
     lacking = {*model.config.tag_ids} - trained

@@ -147,8 +147,9 @@ class _PartWriter(_PromptWriter):
             check_text(words, tokens - {*TAGS}, f"the message of role {role!r}")
         if clip is None: return words
         subtitle = self._subtitle(clip["text"], tokens, f"clip {clip_name(clip)}: its subtitle")
-        places = dict(zip(FIELDS, PLACEHOLDERS))
-        return self.prompt_template.format(**places, subtitle=subtitle, question=words)
+        return self.prompt_template.format(**self._places(clip), subtitle=subtitle, question=words)
+
+    def _places(self, clip): return dict(zip(FIELDS, PLACEHOLDERS))
 
     def _subtitle(self, text, tokens, name):
         check_text(text, tokens | {*TAGS}, name)
@@ -212,8 +213,7 @@ class _BatchReader(_SoundReader):
 # %% ../nbs/07b_processing.ipynb #77dcd260
 def _pad_right(rows, value):
     "Lists of integers as one tensor [rows, length of the longest]"
-    rows = [torch.tensor(row) for row in rows]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, value)
 
 
 def _reply_ids(processor, text):

@@ -325,18 +325,19 @@ def _make_part(part, home):
 HUB_PARTS = dict(
     text_path="HuggingFaceTB/SmolLM2-135M-Instruct", vision_path="facebook/dinov2-small",
     audio_path="openai/whisper-base")
+_HOW = dict(preset="laptop", pad_segments=False)
 
 
 def laptop_parts(
     cache: str | Path | None = None,   # Folder of the parts; under that of huggingface_hub if None
     hub: bool = False,                 # Names on the hub, in place of folders
-) -> dict[str, str]:                   # Arguments of `load_parts`
+) -> dict[str, str | bool]:            # Arguments of `load_parts`
     "A decoder and two encoders with pretrained weights, from packages, converted the first time"
-    if hub: return HUB_PARTS | dict(preset="laptop")
+    if hub: return HUB_PARTS | _HOW
     home = Path(cache or cached_assets_path("affectgpt_r1", namespace="parts"))
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):
         made = all((home / part.folder).exists() for part in _PARTS.values())
         bar = tqdm(_PARTS.items(), desc="converting weights", unit="part", disable=made)
         folders = {name: str(_make_part(part, home)) for name, part in bar}
-    return folders | dict(preset="laptop")
+    return folders | _HOW

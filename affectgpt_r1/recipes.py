@@ -20,7 +20,7 @@ from .settings import read_settings
 @dataclass(frozen=True)
 class TrainingRecipe:
     "The settings of one stage, each with its source; prints itself as a table"
-    name: str     # "toy", "laptop", "small", "paper" or "paper_think"
+    name: str     # "toy", "laptop", "small", "paper", "paper_think", "omni" or "mer_r1"
     stage: str    # "sft" for the cold start, or "grpo"
     sources: dict[str, tuple[Any, str]]   # Setting -> (value, where it comes from)
 
@@ -120,21 +120,53 @@ _SMALL_GRPO = _TOY_GRPO | dict(
     save_steps=(25, "ours"))
 
 _LAPTOP_SFT = _TOY_SFT | dict(
-    lora=(True, "as the paper"), learning_rate=(2e-4, "ours, not measured"),
-    batch_size=(16, "ours"), epochs=(2, "ours, not measured"))
+    lora=(True, "as the paper"), learning_rate=(1e-3, "ours, not tuned"), warmup_steps=(5, "ours"),
+    batch_size=(16, "ours"), epochs=(2, "ours: a quarter of an hour of two cores"),
+    save_steps=(20, "ours: a checkpoint in two minutes"))
 
 _LAPTOP_GRPO = _TOY_GRPO | dict(
-    lora=(True, "as the paper"), learning_rate=(5e-5, "ours, not measured"),
-    num_prompts=(4, "ours"), steps=(100, "ours, not measured"), save_steps=(25, "ours"))
+    lora=(True, "as the paper"), learning_rate=(2e-4, "ours, not tuned"), warmup_steps=(5, "ours"),
+    num_prompts=(8, "ours"), micro_batch=(16, "ours: it changes the memory, not the result"),
+    steps=(60, "ours: half an hour of two cores"), save_steps=(15, "ours"))
+
+# %% ../nbs/machinery/recipes.ipynb #290e7989
+_OMNI_SFT = _PAPER_SFT | dict(
+    lora=(True, "ours: rank 16, alpha 32, on the decoder; the encoders stay frozen"),
+    learning_rate=(1e-4, "ours, not measured"), lr_scheduler_type=("cosine", "ours"),
+    warmup_steps=(20, "ours"), batch_size=(8, "ours"), epochs=(2, "MER-R1"),
+    weight_decay=(0.01, "ours"), save_steps=(200, "ours"),
+    gradient_checkpointing=(True, "ours: to fit one GPU of 80 GB"))
+
+_OMNI_GRPO = _LAPTOP_GRPO | dict(
+    lora=_OMNI_SFT["lora"], learning_rate=(1e-5, "ours, not measured"),
+    num_prompts=(8, "ours"), steps=(300, "ours, not measured"),
+    micro_batch=(8, "ours: to fit one GPU of 80 GB"),
+    gradient_checkpointing=_OMNI_SFT["gradient_checkpointing"])
+
+# %% ../nbs/machinery/recipes.ipynb #c3df0e53
+_MER_R1_SFT = _OMNI_SFT | dict(
+    mode=("think", "MER-R1: a thought, then the answer"),
+    learning_rate=(2e-5, "MER-R1"), epochs=(2, "MER-R1: of 5,000 clips of MER-Caption+"))
+
+_MER_R1_GRPO = _OMNI_GRPO | dict(
+    mode=_MER_R1_SFT["mode"],
+    rewards=("precision+recall", "MER-R1, but format counts 0.1 there, and calibration 0.1"),
+    penalty=(None, "MER-R1: precision is a reward of its own"),
+    multi_objective_aggregation=("normalize_then_sum", "MER-R1: each within its group"),
+    learning_rate=(2e-6, "MER-R1"), num_generations=(4, "MER-R1"),
+    num_prompts=(8, "MER-R1: 26,000 clips in 3,262 steps; divide by your number of GPUs"),
+    steps=(3262, "MER-R1: one pass over the other clips of MER-Caption+"),
+    beta=(0.04, "MER-R1 has a KL term and prints no weight; OPPO's, on the same model"),
+    loss_type=("grpo", "as in the paper's re-implementations"))
 
 # %% ../nbs/machinery/recipes.ipynb #99814cb5
 TRAINING_RECIPES = {   # (name, stage) -> recipe
     (name, stage): TrainingRecipe(name, stage, sources)
     for stage, by_name in dict(
         sft=dict(toy=_TOY_SFT, laptop=_LAPTOP_SFT, small=_SMALL_SFT, paper=_PAPER_SFT,
-                 paper_think=_PAPER_THINK_SFT),
+                 paper_think=_PAPER_THINK_SFT, omni=_OMNI_SFT, mer_r1=_MER_R1_SFT),
         grpo=dict(toy=_TOY_GRPO, laptop=_LAPTOP_GRPO, small=_SMALL_GRPO, paper=_PAPER_GRPO,
-                  paper_think=_PAPER_THINK_GRPO)).items()
+                  paper_think=_PAPER_THINK_GRPO, omni=_OMNI_GRPO, mer_r1=_MER_R1_GRPO)).items()
     for name, sources in by_name.items()}
 
 
@@ -166,12 +198,59 @@ def _trl_kinds(stage):
     hints = typing.get_type_hints(dict(sft=SFTConfig, grpo=GRPOConfig)[stage])
     return {name: hint for name, hint in hints.items() if name != "output_dir"}
 
+# %% ../nbs/machinery/recipes.ipynb #5ab7bafd
+_LOADED = "the model is loaded already; give it to `load_parts`, `load_stage` or `from_pretrained`"
+_TOKENIZER = "set it in the processor's tokenizer before the model is made"
+_NOT_PACKED = "each row has its clip, so rows are not packed; use batch_size"
+_ON_REPLY = "the loss is on the reply and the token that ends it, always"
+_NO_TEXT_ROWS = "rows are clips with `name`, `video`, `audio`, `subtitle` and `labels`"
+_SAMPLED_HERE = "answers are sampled by transformers, which sees the clip"
+_ONE_ANSWER = "held-out clips are answered once, greedily, each process its share"
+_SAME_CALL = "the same call goes on where a run was stopped"
+_BY_CALL = "call a stage to train, and give `validation` to evaluate"
+
+# %% ../nbs/machinery/recipes.ipynb #3dedfcf4
+_WITHOUT_EFFECT = {   # stage -> name of a trl setting -> what to do instead
+    stage: dict(model_init_kwargs=_LOADED, trust_remote_code=_LOADED, do_train=_BY_CALL,
+                do_eval=_BY_CALL, do_predict=_BY_CALL, resume_from_checkpoint=_SAME_CALL)
+    for stage in ("sft", "grpo")}
+_WITHOUT_EFFECT["sft"] |= dict(
+    max_length="use max_new_tokens for the reply, the processor's max_subtitle_tokens for the "
+               "prompt",
+    truncation_mode="a long description or subtitle is cut at its end", packing=_NOT_PACKED,
+    packing_strategy=_NOT_PACKED, eval_packing=_NOT_PACKED, padding_free=_NOT_PACKED,
+    pad_to_multiple_of="rows are padded to the longest of their batch",
+    completion_only_loss=_ON_REPLY, assistant_only_loss=_ON_REPLY,
+    dataset_text_field=_NO_TEXT_ROWS, dataset_kwargs=_NO_TEXT_ROWS,
+    dataset_num_proc=_NO_TEXT_ROWS, shuffle_dataset="clips are shuffled in each epoch",
+    chat_template_path="set `processor.chat_template`", eos_token=_TOKENIZER,
+    pad_token=_TOKENIZER)
+
+# %% ../nbs/machinery/recipes.ipynb #074c7edd
+_WITHOUT_EFFECT["grpo"] |= dict(
+    per_device_eval_batch_size=_ONE_ANSWER, num_generations_eval=_ONE_ANSWER,
+    eval_accumulation_steps=_ONE_ANSWER, use_transformers_paged=_SAMPLED_HERE,
+    transformers_continuous_batching_config=_SAMPLED_HERE,
+    max_tool_calling_iterations="there are no tools",
+    log_multimodal="a clip is logged by its name, in the column `clip`")
+
+
+def _refuse_without_effect(stage, changes):
+    "Raises ValueError for a setting of trl that would change nothing"
+    instead = _WITHOUT_EFFECT[stage]
+    known = {name: instead[name] for name in changes if name in instead}
+    if stage == "grpo":
+        known |= {name: _SAMPLED_HERE for name in changes if name.startswith("vllm_")}
+    if known: raise ValueError("; ".join(
+        f"{name} has no effect in the stage {stage!r}: {text}" for name, text in known.items()))
+
 # %% ../nbs/machinery/recipes.ipynb #644cde91
 def read_changes(
     stage: str,                # "sft" or "grpo"
     changes: dict[str, Any],   # Settings that differ from a recipe, or texts of them
 ) -> dict[str, Any]:
-    "Settings of a stage by their types; raises ValueError for a name or a value that is none"
+    "Settings of a stage by their types; raises ValueError for a name or a value that does nothing"
+    _refuse_without_effect(stage, changes)
     known = _KINDS[stage]
     if not changes.keys() <= known.keys(): known = _trl_kinds(stage) | known   # slow to import
     return read_settings(changes, known, f"the stage {stage!r}")

@@ -27,6 +27,8 @@ _KINDS = {   # why a reply is not understood -> (the sentence about it, what to 
     "failed": ("the server sends an error in place of a reply", "see to the server"),
     "tool call": ("the model calls a tool instead of replying", "start the server without tools"),
     "no verdict": ("the reply prefers neither A nor B", "take a model that says only A or B"),
+    "several lists": ("the reply holds several lists, and does not say which one counts",
+                      "take a model that keeps to the question"),
     "no list": ("the reply holds no list of words", "take a model that keeps to the question"),
     "not a chat": ("the reply is not a chat completion", "is this the address of a chat model?")}
 
@@ -241,6 +243,22 @@ def _joined(text: str, lists: list[tuple[int, int, str]]) -> str | None:
     if not is_last and re.search(r"\w", text[kept[-1][1]:]): return None
     return ", ".join(words for *_, words in kept if words.strip())
 
+# %% ../nbs/machinery/replies.ipynb #56a9ced0
+_OWNER = re.compile(
+    r"\W*(?:the |her |his )?(?:(?:young|old|older|younger|other|first|second|third|left|right|main"
+    r"|male|female)[ -])*(?:(?:wo)?m[ae]n|boys?|girls?|child(?:ren)?|persons?|people|speakers?"
+    r"|characters?|mother|father|son|daughter|husband|wife|friend|host|guest|interviewe[re]|he|she"
+    r"|male|female|primary|secondary|main|dominant|minor|face|facial expressions?|voice|tone|audio"
+    r"|video|visual|text|subtitles?|words|speech)(?: (?:emotion|label|feeling)s?)?"
+    r"(?: ?\d| [A-D])?\W*?[:：]\W*", re.IGNORECASE)
+
+
+def _have_owners(text: str, lists: list[tuple[int, int, str]]) -> bool:
+    "Is each of several lists said to be of a person, a channel or a rank?"
+    ends = [0, *(end for _, end, _ in lists)]
+    gaps = [text[end:start] for end, (start, _, _) in zip(ends, lists)]
+    return len(lists) > 1 and all(map(_OWNER.fullmatch, gaps))
+
 # %% ../nbs/machinery/replies.ipynb #3492505c
 def _json_labels(text: str) -> str | None:
     "The words in the JSON objects of a text; None where there are none"
@@ -253,7 +271,11 @@ def _bracketed(text: str) -> str | None:
     found = re.finditer(r"\[([^\[\]]*)\]|\\boxed\{([^{}]*)\}", text)
     lists = [(x.start(), x.end(), x[1] or x[2] or "") for x in found]
     def is_list(words): return re.search(r"[^\W\d]", words) or not words.strip(" \"'")
-    return _joined(text, [x for x in lists if is_list(x[2])])
+    lists = [x for x in lists if is_list(x[2])]
+    if _have_owners(text, lists): return ", ".join(words for *_, words in lists if words.strip())
+    words = _joined(text, lists)
+    if words is None and len(lists) > 1: raise UnreadReplyError("several lists", text)
+    return words
 
 # %% ../nbs/machinery/replies.ipynb #70a0a2a5
 _ITEM = re.compile(r"^\s*(?:[-*•·]|\d+[.)])\s*", re.MULTILINE)

@@ -23,7 +23,7 @@ from .data import TRACKS, load_mer2025, load_mer2026, load_unibench
 from .endpoints import ReplyCache
 from .fingerprints import file_hash
 from .media import read_audio, read_faces, read_video
-from .messages import list_some
+from .messages import list_some, printable
 from .unibench import UNIBENCH
 
 # %% ../nbs/machinery/splits.ipynb #c023
@@ -277,7 +277,7 @@ def _report(loading):
 # %% ../nbs/machinery/splits.ipynb #434cdb50
 def _say(lines):
     "Print, but in the first process of a launcher only"
-    if lines and os.environ.get("RANK", "0") == "0": print(*lines, sep="\n")
+    if lines and os.environ.get("RANK", "0") == "0": print(*map(printable, lines), sep="\n")
 
 def _conclude(loading, report):
     "Print what was found, and raise one error for all that is wrong"

@@ -24,6 +24,8 @@ from .grpo import train_grpo
 from .labels import QUESTIONS
 from .memory import plan_memory
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
+from .omni import is_published_omni, load_omni
+from .omni_model import is_thinker
 from .parts import load_parts, make_model
 from .processing import AffectGPTProcessor
 from .recipes import stage_settings, training_recipe
@@ -74,7 +76,7 @@ def load_run_stage(
     "What a stage has written, with the cached features of the run"
     run = Path(run)
     model, processor = load_stage(run / name, **kwargs)
-    processor.features = FeatureCache(run / "features", model, processor)
+    if not is_thinker(model): processor.features = FeatureCache(run / "features", model, processor)
     return model, processor
 
 # %% ../nbs/machinery/stages.ipynb #cd5a7efb
@@ -85,24 +87,31 @@ def prepare_run(
     leakage: str = "error",            # Test clips among the training clips, the same
     wheels: dict | None = None,        # Arguments of `load_wheels`; the built-in wheels if None
     clips: str = "toy",                # Size of the generated corpus: "toy" or "smoke"
-    model: str | dict | None = None,   # Checkpoint, or arguments of `load_parts`
+    model: str | dict | None = None,   # Checkpoint, Qwen-Omni, or arguments of `load_parts`
     preset: str = "toy",               # Size of a new model: "toy" or "small"
     seed: int = 0,                     # Of clips, weights and training
+    spoken: bool = False,              # Let a synthesiser say the subtitles of a generated corpus
     **settings: Any                    # Further arguments of `train_towers`, for a new model
 ) -> None:
     "Write what the run is, its first model, and the features of all clips"
     about = dict(missing=missing, leakage=leakage, wheels=wheels or {}, seed=seed)
     with PartialState().main_process_first():
-        splits = _prepare_data(Path(run), sources, clips, about)
+        splits = _prepare_data(Path(run), sources, clips, spoken, about)
     start, processor = _start(Path(run), model, splits, preset, seed, settings)
-    processor.features = FeatureCache(Path(run) / "features", start, processor)
+    if not is_thinker(start):   # which keeps features in memory
+        _compute_features(Path(run) / "features", splits, start, processor)
+
+# %% ../nbs/machinery/stages.ipynb #f7882fd6
+def _compute_features(folder, splits, start, processor):
+    "The features of all clips of a run"
+    processor.features = FeatureCache(folder, start, processor)
     for name in SPLITS: processor.features.compute(splits[name], start, processor)
 
 # %% ../nbs/machinery/stages.ipynb #f6e3ffde
-def _prepare_data(run, sources, clips, about):
+def _prepare_data(run, sources, clips, spoken, about):
     "The splits of a run, which `prepared.json` describes from now on"
     if sources is None:
-        corpus = str(make_toy_corpus(run / "corpus", preset=clips, seed=about["seed"]))
+        corpus = str(make_toy_corpus(run / "corpus", clips, about["seed"], spoken=spoken))
         tracks = dict(caption="caption", human="human", test="ovmerd")
         sources = {name: (corpus, track) for name, track in tracks.items()}
     if lacking := [name for name in SPLITS if name not in sources]:
@@ -115,7 +124,8 @@ def _prepare_data(run, sources, clips, about):
 
 def _find_start(model, splits, preset, seed, settings):
     "The first model of a run and its processor"
-    if isinstance(model, dict): return load_parts(**model)
+    if isinstance(model, dict): return load_parts(**dict(seed=seed) | model)
+    if model and is_published_omni(model): return load_omni(model)
     return load_stage(model) if model else _make_start(splits["caption"], preset, seed, settings)
 
 # %% ../nbs/machinery/stages.ipynb #39ede037

@@ -122,7 +122,8 @@ _UNREAD = {r"\s*\[\d+:\d\d[.:\]]": "it holds the lyrics of a song (.lrc)",
 # %% ../nbs/machinery/subtitles.ipynb #02b9c6d3
 def _is_rate(cues):
     "Is the first cue of a MicroDVD file the rate of its frames? `{1}{1}23.976`"
-    return cues.format == "microdvd" and cues[0].end <= 40 and _RATE.fullmatch(cues[0].text)
+    if cues.format != "microdvd" or not len(cues): return False
+    return cues[0].end <= 40 and bool(_RATE.fullmatch(cues[0].text))
 
 def _read_others(text):
     "(start, end, lines) of each cue that pysubs2 finds"

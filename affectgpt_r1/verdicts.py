@@ -307,12 +307,34 @@ def _json_as_text(text: str) -> str:
         done = end
     return "".join(parts) + text[done:]
 
+# %% ../nbs/machinery/verdicts.ipynb #51ad0650
+def _score_pattern(name: str) -> str:
+    "A reply and its score, as in *A: 7/10* or *Reply B (80 %)*"
+    return (rf"(?:(?:the )?(?:score|rating|grade)s?(?: of| for)? )?(?:(?:the )?{_REPLY} )?"
+            rf"(?P<{name}>(?-i:[AB]))(?: ?[:=(–—-]+ ?| )(?:(?:score|rating|grade)s?\W{{1,3}}"
+            rf"|(?:scores|gets|is|has|receives) )?(?P<{name}n>\d{{1,3}}(?:\.\d+)?)"
+            rf" ?(?:/ ?(?P<{name}m>\d{{1,3}})|%)\)?")
+
+
+_SCORES = re.compile(rf"\W*(?:(?:my |the |final )?(?:score|rating|grade)s?\W+)?"
+                     rf"{_score_pattern('x')}(?:\W+(?:and|while) |\W+){_score_pattern('y')}\W*",
+                     re.IGNORECASE)
+
+# %% ../nbs/machinery/verdicts.ipynb #947ba255
+def _higher(text: str) -> str | None:
+    "The reply with the higher score, where a text is two scores on one scale"
+    found = _SCORES.fullmatch(_plain_text(text))
+    if not found or found["x"] == found["y"] or found["xm"] != found["ym"]: return None
+    first, second, most = float(found["xn"]), float(found["yn"]), float(found["xm"] or 100)
+    if first == second or max(first, second) > most: return None
+    return found["x"] if first > second else found["y"]
+
 # %% ../nbs/machinery/verdicts.ipynb #32d18223
 def read_verdict(
     text: str,   # What a judge wrote
 ) -> str:        # "A" or "B"
     "The reply that a judge prefers; raises UnreadReplyError where it says neither clearly"
     answer = read_answer(text)
-    letter = _verdict_of(_json_as_text(answer))
+    letter = _verdict_of(_json_as_text(answer)) or _higher(answer)
     if letter: return letter
     raise UnreadReplyError("no verdict", answer)

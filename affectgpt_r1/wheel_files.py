@@ -9,6 +9,7 @@ __all__ = ['PUBLISHED', 'read_wheel_sheet', 'wheel_words', 'read_synonym_sheet',
 # %% ../nbs/machinery/wheel_files.ipynb #fb4df45f
 import hashlib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from .labels import parse_labels
@@ -150,14 +151,15 @@ def read_wheel_files(
     version: str,        # "v1" or "v2026"
     root: str | Path,    # Folder of the authors' tables
 ) -> WheelTables:
-    "The tables in `root`: from the sheets if all are there, otherwise from the prebuilt file"
+    "The tables in `root`: from the sheets if they can be read, otherwise from the prebuilt file"
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root} with the tables {version!r}")
     missing = [file for file in ("format.csv", *_SHEETS) if not (root/file).is_file()]
-    if not missing: return _read_sheets(version, root)
     prebuilt = root/"wheel_mapping.npz"
-    if prebuilt.is_file(): return _read_prebuilt(version, prebuilt)
+    if prebuilt.is_file() and (missing or not find_spec("openpyxl")):
+        return _read_prebuilt(version, prebuilt)
+    if not missing: return _read_sheets(version, root)
     raise FileNotFoundError(f"{root} lacks {', '.join(missing)} of the tables {version!r} "
                             "(and has no wheel_mapping.npz)")
 

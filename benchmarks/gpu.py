@@ -3,8 +3,9 @@
     python benchmarks/gpu.py --out nbs/results/gpu.json
     python benchmarks/gpu.py --tiny                     # a trial on a CPU, in a minute
 
-Random weights of the shapes of `small` (trained from scratch, all weights) and `paper`
-(Qwen2.5-7B, CLIP ViT-L/14, HuBERT-large, with LoRA in bf16): seconds and peak memory of a batch of
+Random weights of the shapes of `small` (trained from scratch, all weights), `paper` (Qwen2.5-7B,
+CLIP ViT-L/14, HuBERT-large, with LoRA in bf16) and `omni` (the thinker of Qwen2.5-Omni-7B, with
+LoRA in bf16, on raw video and sound): seconds and peak memory of a batch of
 features, of a step of the cold start, of a step of GRPO with 8 answers of 64 tokens and with 4 of
 512, of the first checkpoint and of loading it; torch's own attention against flash attention, where
 that is installed; and loading in four bits, where bitsandbytes is.
@@ -23,6 +24,7 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
+from transformers import Qwen2_5OmniThinkerConfig, WhisperFeatureExtractor
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 from transformers.utils import logging as hf_logging
 
@@ -31,6 +33,10 @@ from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.features import FeatureCache
 from affectgpt_r1.grpo import train_grpo
+from affectgpt_r1.labels import QUESTIONS
+from affectgpt_r1.omni import make_tiny_omni
+from affectgpt_r1.omni_model import Qwen25OmniThinker
+from affectgpt_r1.omni_processing import OmniProcessor
 from affectgpt_r1.parts import load_parts, make_model
 from affectgpt_r1.records import made_by
 from affectgpt_r1.rehearsal import even_tokens, make_parts
@@ -92,7 +98,7 @@ def reinforce(meter, name, processor, rows, folder, recipe, answers, tokens):
     stage = load_stage(folder / "sft")[0].to(DEVICE)
     out = folder / f"grpo{answers}x{tokens}"
     how = dict(num_prompts=1, num_generations=answers, max_new_tokens=tokens, steps=3, **FEW)
-    how |= dict(generation_kwargs={"min_new_tokens": tokens})
+    how |= dict(micro_batch=answers, generation_kwargs={"min_new_tokens": tokens})
     meter.measure(
         f"{name}: GRPO, 3 steps of {answers} answers of {tokens} tokens, saved at the end",
         lambda: train_grpo(stage, processor, rows, ([even_tokens], [1.0]), out, recipe, **how),
@@ -154,6 +160,22 @@ def small(meter, folder, rows, preset, sizes):
     train(meter, "small", model, processor, rows, folder, preset, sizes)
 
 
+def omni(meter, folder, rows, tiny, sizes):
+    "A thinker, tiny or of the shape of Qwen2.5-Omni-7B"
+    texts = [" ".join(row["labels"]) + row["subtitle"] for row in rows]
+    model, processor = make_tiny_omni([*texts, *QUESTIONS.values()])
+    if not tiny:
+        small = model.config.to_dict()
+        ids = {name: x for name, x in small.items() if "token_i" in name}
+        vision = dict(hidden_size=1280, intermediate_size=3420, out_hidden_size=3584)
+        config = Qwen2_5OmniThinkerConfig(vision_config=vision, **ids)
+        sound = WhisperFeatureExtractor(feature_size=config.audio_config.num_mel_bins)
+        processor = OmniProcessor(processor.image_processor, sound, processor.tokenizer)
+        with torch.device(DEVICE):
+            model = Qwen25OmniThinker._from_config(config, dtype=torch.bfloat16)
+    train(meter, "omni", model.to(DEVICE), processor, rows, folder, "omni", sizes)
+
+
 def main():
     ap = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -171,6 +193,7 @@ def main():
         small(meter, Path(folder) / "small", rows, "toy" if args.tiny else "small", sizes)
         shape = "tiny" if args.tiny else "qwen2.5-7b"
         paper(meter, Path(folder) / "paper", rows, shape, sizes)
+        omni(meter, Path(folder) / "omni", rows, args.tiny, sizes)
     device = torch.cuda.get_device_name(0) if DEVICE == "cuda" else "cpu"
     result = made_by("python " + " ".join(sys.argv)) | dict(
         device=device, tiny=args.tiny, seconds=round(time.perf_counter() - start), rows=meter.rows

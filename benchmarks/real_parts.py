@@ -75,7 +75,7 @@ def convert(cache):
     "All three parts into an empty cache"
     parts, s = seconds(lambda: laptop_parts(cache))
     sizes = {k: sum(f.stat().st_size for f in Path(p).iterdir()) for k, p in parts.items()
-             if k != "preset"}
+             if k.endswith("_path")}
     return dict(seconds=s, mib={k: n / 2**20 for k, n in sizes.items()})
 
 
@@ -178,16 +178,29 @@ def audio(cache):
     encoder = model.get_encoder()
     with torch.no_grad():
         states, s = seconds(lambda: encoder(mel).last_hidden_state, repeats=3)
-        segments = torch.zeros(1, 8, 80, 202)
-        s_clip = seconds(lambda: segment_features(encoder, segments))[1]
     begin = [50258, 50259, 50359, 50363]   # <|startoftranscript|><|en|><|transcribe|>, no times
     said = theirs.generate(view, [begin], beam_size=1)[0].sequences_ids[0]
     ours = model.generate(
         mel, decoder_input_ids=torch.tensor([begin]), max_new_tokens=40, do_sample=False)
     texts = [tokens.decode(list(ids)).strip() for ids in (ours[0].tolist(), said)]
     return dict(apart(states, np.array(theirs.encode(view, to_cpu=True))), spoken=SPOKEN,
-                transcribed=texts[0], transcribed_by_ctranslate2=texts[1], seconds_30_s=s,
-                seconds_8_segments=s_clip)
+                transcribed=texts[0], transcribed_by_ctranslate2=texts[1], seconds_30_s=s)
+
+
+def segments(cache):
+    "A clip's 8 segments, with the silence behind each that makes 30 seconds of it, and without"
+    encoder = WhisperForConditionalGeneration.from_pretrained(
+        laptop_parts(cache)["audio_path"], dtype=torch.float32).get_encoder().eval()
+    sound = spoken()
+    waves = [sound[i:i + 32000] for i in np.linspace(0, len(sound) - 32000, 8).astype(int)]
+    mel = WhisperFeatureExtractor()(waves, sampling_rate=16000, return_tensors="pt")
+    mel = mel["input_features"][None, ..., :202]
+    with torch.no_grad():
+        padded, s_padded = seconds(lambda: segment_features(encoder, mel))
+        encoder.config.pad_segments = False
+        alone, s_alone = seconds(lambda: segment_features(encoder, mel), repeats=3)
+    cosine = torch.cosine_similarity(padded, alone, -1)
+    return dict(seconds_padded=s_padded, seconds_alone=s_alone, cosine=cosine.mean().item())
 
 
 def clip(cache):
@@ -223,7 +236,7 @@ def main():
                     args.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
-WORK = [convert, load, decoder, speed, vision, audio, clip]
+WORK = [convert, load, decoder, speed, vision, audio, segments, clip]
 
 if __name__ == "__main__":
     main()

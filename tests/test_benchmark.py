@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from affectgpt_r1.benchmark import (
-    _clip_columns, _score_of_sums, calibration, calibration_error, group_scores, label_confidence,
+    calibration, calibration_error, group_scores, label_confidence,
     polarity, predict_unibench, sector_confusion, sector_scores, unibench_difference,
     unibench_scores, unibench_table, write_answers)
+from affectgpt_r1.intervals import METRIC_OF, clip_columns, score_of_sums
 from affectgpt_r1.metrics import ew_score, hit_rate, sentiment_score
 from affectgpt_r1.unibench import UNIBENCH, read_answers, unibench
 from affectgpt_r1.wheels import load_wheels
@@ -56,7 +57,8 @@ def test_scores_are_those_of_their_sums(pairs):
     word = {n: polarity(g, wheels) for n, g in gold.items()}
     one = {n: g[:1] for n, g in gold.items()}
     def of_sums(measure, g, a):
-        return _score_of_sums(measure, _clip_columns(measure, g, a, wheels).sum(0))
+        metric = METRIC_OF[measure]
+        return score_of_sums(metric, clip_columns(metric, g, a, wheels).sum(0))
     def close(x): return pytest.approx(x, abs=1e-12)
     assert of_sums("EW F", gold, pred) == close(ew_score(gold, pred, wheels).f)
     assert of_sums("hit rate", one, pred) == close(hit_rate(one, pred, wheels).hit_rate)

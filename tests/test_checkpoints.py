@@ -361,14 +361,16 @@ def test_rewards_that_are_no_numbers(toy, tmp_path, values, error):
 
 
 def test_a_reward_that_counts_and_never_was_a_number(toy, tmp_path):
-    "The other one, of weight 0, does not make a result of it"
+    "The other one, of weight 0, does not make a result of it; nor does what weight decay changes"
     async def silent(completions, **columns): return [None] * len(completions)
 
     plain = constant(None)
     plain.__name__ = "silent"
-    for i, reward in enumerate((silent, plain)):
-        with pytest.raises(TrainingStopped, match="'silent' never was a number"):
-            trained(toy, tmp_path / str(i), rewards=([reward, constant(0., 1.)], [1., 0.]))
+    said = "No reward could score any answer to human_", "none ever was a number \\(silent\\)"
+    for i, (reward, error) in enumerate(zip((plain, silent, silent), (*said, said[1]))):
+        decay = dict(weight_decay=0.5, warmup_steps=0) if i == 2 else {}
+        with pytest.raises(TrainingStopped, match=error):
+            trained(toy, tmp_path / str(i), rewards=([reward, constant(0., 1.)], [1., 0.]), **decay)
         assert not json.loads((tmp_path / f"{i}/run.json").read_text()).get("finished")
 
 

@@ -2,6 +2,7 @@
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from test_media import greys, tone, write
 
 from affectgpt_r1.data import (
     COLUMNS, TRACKS, load_folder, load_mer2025, load_mer2026, load_unibench, read_npz)
-from affectgpt_r1 import folders, splits
+from affectgpt_r1 import cli, folders, splits
+from affectgpt_r1.cli import main
+from affectgpt_r1.messages import list_some, printable
 from affectgpt_r1.splits import (
     check_leakage, check_media, load_splits, parse_source, rl_split, shared_clips)
 from affectgpt_r1.unibench import UNIBENCH
@@ -824,3 +827,43 @@ def test_a_name_that_ends_like_a_file(media, tmp_path):
         assert ds["name"][:] == ["a.ts", "b"]
         assert ds["subtitle"][:] == ["words of a.ts", "words of b"]
         assert ds["video"][0] == str(tmp_path/"video/a.ts.mp4")
+
+
+OBEYED = "\x1b[2J\u202eevil"   # clears the screen, then turns the direction of writing
+
+
+@pytest.mark.parametrize("fault", ["no film", "no file"])
+def test_a_terminal_obeys_no_name(media, tmp_path, capsys, fault):
+    "Names of clips in what check-data prints, in its error and in its warnings"
+    names = [f"a{OBEYED}", "b"]
+    root = mer_folder(tmp_path/"mer2025", media, "MER2025", human=names)
+    film = root/"video"/f"a{OBEYED}.mp4"
+    if fault == "no film": film.write_bytes(b"no film")
+    else: film.unlink()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(ValueError) as e: main(["check-data", "--human", f"{root}:human"])
+        main(["check-data", "--human", f"{root}:human", "--missing", "drop"])
+    out = capsys.readouterr()
+    shown = [str(e.value), out.out, out.err, *(str(w.message) for w in said)]
+    assert "\\x1b[2J\\u202eevil" in shown[0]
+    assert not any(x in "".join(shown[:2]) for x in OBEYED[:1] + OBEYED[4])
+
+
+def test_errors_and_warnings_of_a_command_are_printable(monkeypatch, capsys, tmp_path):
+    def fail(args):
+        warnings.warn(f"look at {OBEYED}\nand on")
+        raise ValueError(f"first {OBEYED}") from RuntimeError(f"second {OBEYED}")
+    monkeypatch.setattr(cli, "_merge", fail)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *a, **k: print(warnings.formatwarning(*a[:4]))
+        with pytest.raises(ValueError) as e: main(["merge", str(tmp_path), str(tmp_path)])
+    for text in (str(e.value), str(e.value.__cause__), capsys.readouterr().out):
+        assert "\\x1b[2J\\u202eevil" in text and "\x1b" not in text
+
+
+def test_printable_keeps_letters():
+    for text in ("喜 é 👩‍👧 नमस्ते مرحبا", "a - b/c.mp4"): assert printable(text) == text
+    assert printable("a\nb\rc\td\x9be\u2028f\ud800") == "a\\nb\\rc\\td\\x9be\\u2028f\\ud800"
+    assert list_some(["a\nb", 1]) == "a\\nb, 1"

@@ -22,7 +22,10 @@ from conftest import ROOT
 from affectgpt_r1 import features
 from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.data import load_mer2025
+from affectgpt_r1.evaluate import predict_clips
 from affectgpt_r1.features import FeatureCache, MediaHashes, read_features, write_features
+from affectgpt_r1.grpo import train_grpo
+from affectgpt_r1.inference import AffectGPT
 from affectgpt_r1.parts import lora_config, make_toy_model
 from affectgpt_r1.toy import make_toy_corpus
 
@@ -519,3 +522,45 @@ def test_adapters_change_no_feature(human, tmp_path):
     adapted = peft.get_peft_model(model, lora_config())
     assert cache.compute(human.select(range(2)), adapted, processor, workers=0) == 2
     assert human[0] in FeatureCache(tmp_path, adapted, processor)
+
+
+def changed_pair(how):
+    "A model and its processor, and what is changed between filling and reading"
+    model, processor = make_toy_model(["some words"])
+    def change():
+        if how == "frames": processor.num_frames = 4
+        else:
+            with torch.no_grad(): model.model.vision_tower.visual_projection.weight += 1
+    return model, processor, change
+
+
+@pytest.mark.parametrize("how, why", [
+    ("encoders", "the encoders of this AffectGPTForConditionalGeneration are [0-9a-f]{12}, those "
+                 "that made the features are [0-9a-f]{12}"),
+    ("frames", "this AffectGPTProcessor prepares in another way: num_frames is 8 there and 4 now")])
+@pytest.mark.parametrize("reads", ["cold start", "GRPO", "predict_clips", "ask"])
+def test_features_of_other_encoders_are_not_read(human, tmp_path, how, why, reads):
+    "They have the right shape, and mean something else"
+    model, processor, change = changed_pair(how)
+    rows = human.select(range(2))
+    processor.features = FeatureCache(tmp_path / "f", model, processor)
+    processor.features.compute(rows, model, processor, workers=0)
+    read = {"cold start": lambda: cold_start(model, processor, rows, tmp_path / "out", epochs=1),
+            "GRPO": lambda: train_grpo(model, processor, rows, None, tmp_path / "out", steps=1),
+            "predict_clips": lambda: predict_clips(model, processor, rows, max_new_tokens=2),
+            "ask": lambda: AffectGPT(model, processor).predict(rows[0], max_new_tokens=2)}[reads]
+    if reads in ("predict_clips", "ask"): read()   # it has been compared once, and was right
+    change()
+    with pytest.raises(ValueError, match=why) as e: read()
+    assert str(tmp_path / "f") in str(e.value) and not (tmp_path / "out").exists()
+
+
+def test_the_comparison_is_made_once(human, tmp_path, monkeypatch):
+    model, processor = make_toy_model(["some words"])
+    processor.features = FeatureCache(tmp_path / "f", model, processor)
+    calls, real = [], features.encoder_fingerprint
+    monkeypatch.setattr(features, "encoder_fingerprint", lambda *a: calls.append(a) or real(*a))
+    for _ in range(3): features.check_features(model, processor)
+    assert len(calls) == 1
+    processor.features = None
+    features.check_features(model, processor)

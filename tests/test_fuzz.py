@@ -186,6 +186,7 @@ clips = st.dictionaries((words | st.sampled_from(["007", "7", "NA", "1e5", "18_1
        st.sampled_from(["\n", "\r\n"]), st.sampled_from([[], [""], ["", ""]]))
 def test_csv_comes_back(tmp_path, held, separator, quoting, end, more):
     "What a program writes is read as the same text, whatever separates the cells"
+    assume(held.get("name") != "openset")   # the header once more: two files that were joined
     if "\r" in "".join([*held, *held.values()]):   # Python leaves it without quotes: a line end
         quoting = csv_files.QUOTE_ALL
     with open(tmp_path/"x.csv", "w", encoding="utf-8", newline="") as file:
@@ -266,6 +267,7 @@ LINES = ["1", "2", "", "WEBVTT", "NOTE x", "00:00:01,000 --> 00:00:02,000", "00:
 
 
 @fuzz
+@example(["1", "{1}{2}hi"], "\r", "x.srt")
 @given(st.lists(st.sampled_from(LINES) | text, max_size=12), st.sampled_from(["\n", "\r", " "]),
        st.sampled_from(["x.srt", "x.vtt", "x.ass", "x.ttml"]))
 def test_subtitles_of_any_lines(tmp_path, lines, end, name):
@@ -404,7 +406,7 @@ reply_text = st.lists(st.sampled_from(MARKS) | st.text(max_size=6), max_size=15)
 SAID = ["A", "B", "is", "is", "better", "better", "worse", "than", "than", "not", "neither", "or",
         "and", "but", "because", "answer:", "I choose", "the", "reply", "so", "if", "overall",
         "more", "accurate", "fits", "equally", ".", ".", ",", "?", "\n", "wins", "over", ">",
-        "actually,"]
+        "actually,", "7/10", "9/10,", "80%", "A:", "B:", "scores"]
 sentences = st.lists(st.sampled_from(SAID), max_size=14).map(" ".join)
 NOTHING_SAID = ["A man cries.", "Reply A names sadness, reply B anger.", "A is sad.", "A better?",
                 "The voice in B trembles.", "A good look at the face helps.", "So both are close.",

@@ -1,9 +1,12 @@
 "Judges: strengths from wins, the preferred half, and what a server may do wrong"
 import base64
+import importlib
 import io
 import json
+import linecache
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,6 +14,8 @@ import time
 import warnings
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -19,10 +24,12 @@ import pytest
 import soundfile as sf
 import torch
 from conftest import ROOT
+from transformers import EarlyStoppingCallback
 
+from affectgpt_r1 import demo
 from affectgpt_r1.endpoints import (
     ChatEndpoint, NoReplyError, NothingReadError, RefusedError, ReplyCache, mask_tokens)
-from affectgpt_r1.fingerprints import function_hash
+from affectgpt_r1.fingerprints import callback_names, code_hash, function_hash
 from affectgpt_r1.judges import (
     EndpointJudge, bradley_terry, clip_parts, likelihood_judge, perception_reward)
 from affectgpt_r1.labellers import EndpointLabels
@@ -756,3 +763,76 @@ def test_what_a_module_next_to_it_holds_counts(tmp_path, monkeypatch):
     assert function_hash(own_rewards.reward) == before
     helper_of_rewards.W = 5
     assert function_hash(own_rewards.reward) != before
+
+
+REWARD_OF_OTHERS = """
+import lab_package
+from lab_package.scores import score
+from helper_beside_it import W, count
+from math import sqrt
+def reward(x): return W * count(x) * score(x) * sqrt(lab_package.scores.score(x))
+"""
+
+
+@pytest.mark.parametrize("change, differs", [
+    ("the version of its package", True), ("a function beside it", True),
+    ("a function beside it that it does not use", False)])
+def test_what_a_reward_imports_by_name_counts(tmp_path, monkeypatch, change, differs):
+    def write(version="1", factor=1, other=1):
+        package = tmp_path/"lab_package"
+        package.mkdir(exist_ok=True)
+        (package/"__init__.py").write_text(f"from . import scores\n__version__ = '{version}'\n")
+        (package/"scores.py").write_text("def score(x): return x\n")
+        (tmp_path/"helper_beside_it.py").write_text(
+            f"W = 2\ndef count(x): return {factor} * len(x)\ndef unused(x): return {other}\n")
+        (tmp_path/"reward_of_others.py").write_text(REWARD_OF_OTHERS)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        for name in ("lab_package", "lab_package.scores", "helper_beside_it", "reward_of_others"):
+            sys.modules.pop(name, None)
+        return function_hash(importlib.import_module("reward_of_others").reward)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    before = write()
+    assert write() == before
+    changes = {"the version of its package": dict(version="2"), "a function beside it":
+               dict(factor=3)}.get(change, dict(other=3))
+    assert (write(**changes) != before) == differs
+
+
+def test_a_callback_counts_by_its_class():
+    class Stop:
+        def on_step_end(self): return 1
+    one, Stop.__qualname__ = callback_names([Stop()]), "Stop"
+    class Stop:
+        def on_step_end(self): return 2
+    Stop.__qualname__ = "Stop"
+    assert callback_names([Stop()]) == callback_names([Stop]) != one
+    assert callback_names([EarlyStoppingCallback()])[0].startswith("EarlyStoppingCallback ")
+
+
+def test_code_counts_without_its_comments_and_with_what_it_imports(tmp_path):
+    def hash_of(lesson="from .words import n\n", words="n = 1\n", figures="w = 1\n", table="a"):
+        (tmp_path/"lists").mkdir(exist_ok=True)
+        for name, text in (("lesson.py", lesson), ("words.py", words), ("figures.py", figures),
+                           ("lists/words.txt", table)):
+            (tmp_path/name).write_text(text)
+        return code_hash(tmp_path/"lesson.py")
+    same = hash_of()
+    assert same == hash_of(words='"About words"\nn = 1   # one\n') == hash_of(figures="w = 2\n")
+    assert len({same, hash_of(words="n = 2\n"), hash_of(table="b"), hash_of(lesson="n = 1\n")}) == 4
+
+
+def test_the_toy_model_is_kept_by_the_code_that_makes_it(tmp_path, monkeypatch):
+    "Another word list or another recipe is another model; a figure is not"
+    monkeypatch.setenv("AFFECTGPT_R1_CACHE", str(tmp_path/"cache"))
+    package = Path(shutil.copytree(Path(demo.__file__).parent, tmp_path/"package"))
+    monkeypatch.setattr(demo, "find_spec", lambda name: SimpleNamespace(origin=package/"demo.py"))
+    def edit(name, text): (package/name).write_text((package/name).read_text() + text)
+    before = demo.cache_folder()
+    edit("plots.py", "\nWIDTH = 9\n")
+    assert demo.cache_folder() == before
+    for name in ("recipes.py", "towers.py", "toy_faces.py"):
+        edit(name, "\nNEW = 9\n")
+        assert demo.cache_folder() != before
+        before = demo.cache_folder()

@@ -405,3 +405,20 @@ def test_what_a_list_of_labels_is(text):
 def test_the_words_that_are_looked_up_are_those_of_the_wheels():
     assert emotion_words() | ordinary_words() >= set(load_wheels().vocabulary)
     assert emotion_words() <= set(load_wheels().vocabulary)
+
+
+@pytest.mark.parametrize("reply", [
+    "Sure! Here are the emotions: happy, sad", "Sure! Here are:\n- happy\n- sad",
+    "Certainly! Here's the list: [happy, sad]", "Of course! The emotions are: happy, sad",
+    "Okay, here are the labels:\nhappy, sad", "Sure. Based on the clip: happy, sad",
+    "Sure thing! Here is: happy and sad"])
+def test_a_polite_opening_is_no_label(reply):
+    assert parse_labels(reply) == ["happy", "sad"]
+    assert parse_response(f"<answer>{reply}</answer>").labels == ["happy", "sad"]
+
+
+@pytest.mark.parametrize("text, labels", [
+    ("sure, confident", ["sure", "confident"]), ("[sure]", ["sure"]), ("sure", ["sure"]),
+    ("Sure, happy", ["sure", "happy"]), ("[sure, the happy one]", ["sure", "the happy one"])])
+def test_a_sure_person_is_one(text, labels):
+    assert parse_labels(text) == labels

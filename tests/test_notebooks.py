@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from tools.kernels import forked_kernels
 from tools.notebooks import OFFLINE, run_notebook
 from tools.readme import INDEX, readme
 from tools.site import chapters
@@ -169,8 +170,15 @@ def test_stored_outputs_are_compared():
     ) != kinds(old)
 
 
+@pytest.fixture(scope="session")
+def kernels():
+    "Kernels forked from a process that has the large libraries loaded already"
+    with forked_kernels():
+        yield
+
+
 @pytest.mark.parametrize("name", [n for n in NOTEBOOKS if n != PIPELINE])
-def test_runs(name, project, tmp_path, monkeypatch):
+def test_runs(name, project, tmp_path, monkeypatch, kernels):
     "From top to bottom, and what it shows is what is stored in it"
     monkeypatch.setenv("PYTHONPATH", str(project))
     ran = run_notebook(project / "nbs" / name, tmp_path / "executed.ipynb", timeout=600)
@@ -236,6 +244,29 @@ def test_directives_are_honoured(tmp_path):
     outputs = [[o.text for o in c.outputs] for c in ran.cells]
     assert outputs == [[], [], ["from a GPU"], [], ["5\n"]]
     assert not any("skip-execution" in c.metadata.get("tags", []) for c in ran.cells)
+
+
+def test_a_forked_kernel_is_as_new(tmp_path, monkeypatch):
+    """It runs in the folder, the environment and the process group of its own, reads modules by
+    PYTHONPATH, draws and plots; with the block its process ends"""
+    (tmp_path / "mine.py").write_text("x = 3")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    lines = [
+        "import mine, os, sys, numpy as np, matplotlib.pyplot as plt, subprocess",
+        "print(os.getcwd(), mine.x, os.getpgid(0) == os.getpid(), 'affectgpt_r1' in sys.modules)",
+        "print(os.getppid(), np.random.rand(), subprocess.run(['true']).returncode)",
+        "plt.plot([1, 2])",
+    ]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("\n".join(lines))])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
+    nbformat.write(nb, tmp_path / "in.ipynb")
+    with forked_kernels():
+        ran = [run_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb").cells[0] for _ in "ab"]
+    (server, one, code), (same, two, _) = (c.outputs[0].text.split("\n")[1].split() for c in ran)
+    assert ran[0].outputs[0].text.startswith(f"{tmp_path} 3 True False") and code == "0"
+    assert server == same and one != two and "image/png" in ran[0].outputs[-1].data
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(server), 0)
 
 
 def test_nothing_is_fetched():

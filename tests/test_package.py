@@ -26,8 +26,8 @@ PACKAGE = ROOT / "affectgpt_r1"
 MODULES = modules()
 LIGHT = [
     "messages", "processes", "labels", "markup", "fields", "tables", "wheel_files", "wheels",
-    "scoring", "metrics", "unibench", "mentions", "rewards", "engines",
-    "harnesses"]
+    "scoring", "metrics", "unibench", "terminal", "intervals", "score_inputs", "score_report",
+    "submissions", "benchmark_clips", "mentions", "rewards", "engines", "harnesses"]
 MOST_LINES = 420
 MOST_CELL_LINES = 20
 
@@ -398,6 +398,28 @@ def test_source_archive_in_an_empty_environment(scratch, tmp_path):
     )
     where, score = run.stdout.split()
     assert Path(where).is_relative_to(tmp_path / "venv") and float(score) == 1 and not run.stderr
+    told = subprocess.run(
+        [tmp_path / "venv/bin/affectgpt-r1", "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert told.returncode == 0 and "check-data" in told.stdout and not told.stderr
+
+
+def test_what_is_uploaded(scratch, tmp_path):
+    "`python -m build` makes both archives, the wheel from the other; twine finds nothing to mend"
+    pytest.importorskip("build", reason="build is not installed")
+    pytest.importorskip("twine", reason="twine is not installed")
+    built = tmp_path / "dist"
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", built, scratch]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout[-2000:]
+    files = sorted(built.iterdir())
+    version = settings()["version"]
+    kinds = ("-py3-none-any.whl", ".tar.gz")
+    assert [f.name for f in files] == [f"affectgpt_r1-{version}{kind}" for kind in kinds]
+    assert files[0].stat().st_size < 1_000_000   # wheel; what it asks for is numpy and pandas
+    command = [sys.executable, "-m", "twine", "check", "--strict", *files]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0 and checked.stdout.count("PASSED") == 2, checked.stdout
 
 
 def test_ruff():

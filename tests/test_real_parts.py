@@ -468,7 +468,7 @@ def test_names_of_a_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "prepare_run", lambda *args, **kw: asked.append(args[6]))
     main(["features", "--run-dir", str(tmp_path), "--parts", "laptop-hub"])
     main(["features", "--run-dir", str(tmp_path), "--parts", "d", "v", "a"])
-    assert asked[0] == HUB_PARTS | dict(preset="laptop")
+    assert asked[0] == HUB_PARTS | dict(preset="laptop", pad_segments=False)
     assert asked[1] == dict(text_path="d", vision_path="v", audio_path="a")
     with pytest.raises(ValueError, match="--parts d v: give a decoder, a vision and an audio"):
         main(["features", "--run-dir", str(tmp_path), "--parts", "d", "v"])

@@ -104,7 +104,7 @@ UNDECIDED = [
     '{"winner":"A","winner":"B"}', "**Reasoning:** A is better.", "A = B", "两个都很好",
     "Some may say A is better.", "the better one is a\ncombination of both", "U.S.A.",
     "He met Mr. B.", 'Reply A says "Say B. Answer: B".', "Answer: A or B", "Answer: both",
-    "Answer: neither", "A. Wait, B.", "Score A: 8\nScore B: 6", "A: 8/10, B: 6/10",
+    "Answer: neither", "A. Wait, B.", "Score A: 8\nScore B: 6", "A: 8, B: 6",
     "I can't decide.", "B wins over A?", "the latter", "A/B", "B is better than B",
     "A is better. B is better.", "I am going with B.", "The worse answer: B",
     "The worse reply is B", "None", "A B", "A\nB", "Yes", "1", "Not A", "Video: A\nAudio: B",
@@ -291,7 +291,7 @@ def test_the_error_quotes_the_reply():
     ("- happy\n- sad", ["happy", "sad"]), ("1. happy\n2. sad", ["happy", "sad"]),
     ("Here are the emotions:\n- happy\n- sad", ["happy", "sad"]), ("She is happy.", ["happy"]),
     ("The man frowns and his voice is low", "no list"), ("[happy", "no list"), ("[", "no list"),
-    ("[angry] was my first idea, but [happy] is right, I think", "no list"),
+    ("[angry] was my first idea, but [happy] is right, I think", "several lists"),
     ("[angry]? No: [happy].", ["happy"]), ("[happy]\n\nShe smiles.", ["happy"]),
     ("happy, sad [1]", ["happy", "sad"]), ("\\boxed{happy, sad}", ["happy", "sad"]),
     ("【开心, 惊讶】", ["开心", "惊讶"]), ("开心、惊讶", ["开心", "惊讶"]),
@@ -306,7 +306,7 @@ def test_the_error_quotes_the_reply():
     ('{"people": [{"emotions": ["happy"]}, {"emotions": ["sad"]}]}', ["happy", "sad"]),
     ('{"words": ["she smiles"], "emotions": ["happy"]}', ["happy"]),
     ('{"emotions": ["angry"]} Wait, no: {"emotions": ["happy"]}', ["happy"]),
-    ("Happy [joy], sad [grief]", "no list"), ("[happy]\n[sad]", ["happy", "sad"]),
+    ("Happy [joy], sad [grief]", "several lists"), ("[happy]\n[sad]", ["happy", "sad"]),
     ("[happy, sad]\n\nDescription: She shouts.\n[angry]", ["happy", "sad"]),
     ("\\boxed{\\text{happy}, \\text{sad}}", ["happy", "sad"]),
     ("Sure! happy, sad", ["happy", "sad"]), ("neutral", ["neutral"]),
@@ -336,3 +336,43 @@ def test_long_replies_are_read_in_time(text):
     start = time.monotonic()
     verdict(text), labels(text), list(json_objects(text))
     assert time.monotonic() - start < 8
+
+
+SCORES = [   # two scores on one scale, and nothing else: the higher one wins
+    ("A: 7/10, B: 9/10", "B"), ("A: 9/10\nB: 7.5/10", "A"), ("B: 9/10, A: 7/10", "B"),
+    ("**A**: 7/10\n**B**: 9/10", "B"), ("Reply A: 7/10. Reply B: 9/10.", "B"),
+    ("Scores: A: 70%, B: 90%", "B"), ("A (8/10), B (6/10)", "A"), ("A - 3/5; B - 4/5", "B"),
+    ("A scores 7/10 and B scores 9/10", "B"), ("Score A: 70 %, score B: 65 %", "A"),
+    ("A: 8/10, B: 8/10", None), ("A: 7/10, B: 0.9", None), ("A: 7/10, B: 4/5", None),
+    ("A: 1, B: 2", None), ("A: 7/10, A: 9/10", None), ("A: 17/10, B: 9/10", None),
+    ("Errors: A: 7/10, B: 9/10", None), ("A: 7/10, B: 9/10, but A is better", "A"),
+    ("A: 7/10, B: 9/10. Not sure.", None)]
+
+
+@pytest.mark.parametrize("text, letter", SCORES)
+def test_scores_are_a_verdict(text, letter):
+    "And where A and B change places, so does the verdict"
+    def read(x):
+        try: return read_verdict(x)
+        except UnreadReplyError: return None
+    assert read(text) == letter
+    swapped = text.translate(str.maketrans("AB", "BA"))
+    assert read(swapped) == {"A": "B", "B": "A", None: None}[letter]
+
+
+@pytest.mark.parametrize("text, labels", [
+    ("Man: [happy]\nWoman: [sad]", ["happy", "sad"]),
+    ("- **The man:** [happy]\n- **The woman:** [sad, shy]", ["happy", "sad", "shy"]),
+    ("Speaker 1: [happy]; Speaker 2: []", ["happy"]), ("Primary: [sad]\nSecondary: [sad, shy]",
+    ["sad", "shy"]), ("Voice: [calm]\nFace: [happy]", ["calm", "happy"]),
+    ("Man: [happy]\nFinal answer: [sad]", ["sad"])])
+def test_a_list_for_each_person_counts(text, labels):
+    assert read_label_list(text) == labels
+
+
+@pytest.mark.parametrize("text", ["Present: [happy]\nAbsent: [sad]", "Likely: [sad]\nHidden: [shy]",
+                                  "Man: [happy]\nRuled out: [sad]"])
+def test_lists_of_which_nobody_knows_which_counts_are_refused(text):
+    with pytest.raises(UnreadReplyError, match="holds several lists, and does not say which") as e:
+        read_label_list(text)
+    assert e.value.kind == "several lists"

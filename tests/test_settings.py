@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -377,3 +378,24 @@ def test_settings_files_of_any_bytes(tmp_path_factory, data):
         (folder/name).write_bytes(data)
         try: read(folder/name)
         except ValueError as e: assert name in str(e)
+
+
+@pytest.mark.parametrize("stage, config", [("sft", "SFTConfig"), ("grpo", "GRPOConfig")])
+def test_settings_without_effect_are_refused_by_name(stage, config):
+    "Each is a setting that trl has, and the message says what to use; what a stage sets is not one"
+    trl = pytest.importorskip("trl", reason="needs the `train` extra")
+    refused = recipes._WITHOUT_EFFECT[stage]
+    assert refused.keys() <= {field.name for field in fields(getattr(trl, config))}
+    assert not refused.keys() & recipes._KINDS[stage].keys()
+    for name, instead in refused.items():
+        with pytest.raises(ValueError) as e: recipes.read_changes(stage, {name: None})
+        assert str(e.value) == f"{name} has no effect in the stage {stage!r}: {instead}"
+
+
+def test_every_setting_of_another_engine_is_refused():
+    trl = pytest.importorskip("trl", reason="needs the `train` extra")
+    names = [f.name for f in fields(trl.GRPOConfig) if f.name.startswith("vllm_")]
+    assert names
+    for name in names:
+        with pytest.raises(ValueError, match=f"{name} has no effect .* sampled by transformers"):
+            recipes.read_changes("grpo", {name: 1})

@@ -2,6 +2,7 @@
 a desktop and of a phone"""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,21 @@ def test_built(site):
     "A page for each notebook, none of which asks another host for anything"
     assert {str(p.relative_to(site)) for p in site.rglob("*.html")} == set(PAGES)
     assert not [p for p in PAGES if FETCHES.search((site / p).read_text(encoding="utf-8"))]
+
+
+def test_twins(site):
+    "Each page says where its Markdown is, whose links lead to files; llms.txt lists them all"
+    listed = (site / "llms.txt").read_text(encoding="utf-8")
+    for page in PAGES:
+        twin = site / f"{page}.md"
+        text, html = (p.read_text(encoding="utf-8") for p in (twin, site / page))
+        assert text.startswith("# ") and f"]({page}.md): " in listed
+        address = "../" * page.count("/") + f"{page}.md"
+        assert f'<link rel="alternate" type="text/markdown" href="{address}">' in html
+        prose = re.sub(r"^(`{3,}).*?^\1$", "", text, flags=re.M | re.S)
+        links = re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", prose)
+        assert not [a for a in links if not (twin.parent / a).is_file()], page
+    assert (site / "AGENTS.md").is_file()
 
 
 @pytest.fixture(scope="module")

@@ -128,6 +128,7 @@ def test_the_loss_itself_changes_with_the_features(lab):
     batch = generated(t)
     batch["advantages"] = torch.linspace(-1, 1, len(batch["advantages"]))
     ids, mask, n = sequences(batch)
+    del batch["sampled_logps"]   # with them, other clips than those sampled with are an error
     with torch.no_grad():
         batch["old_per_token_logps"] = token_logps(
             model, ids, mask, n, **{k: batch[k] for k in MEDIA_KEYS if k in batch})
@@ -248,7 +249,7 @@ def test_a_run_whose_media_do_not_reach_the_policy_is_stopped(lab):
     model.model.fusion.forward = lambda V, A, *masks: torch.zeros(
         len(V), 3, model.config.text_config.hidden_size)
     before = model.lm_head.weight.detach().clone()
-    with hide_known_warnings(), pytest.raises(ValueError, match="do not reach the policy"):
+    with hide_known_warnings(), pytest.raises(ValueError, match="do not reach the model"):
         t.train()
     assert torch.equal(model.lm_head.weight, before)
 
@@ -559,14 +560,14 @@ def test_a_resumed_cold_start_is_the_unbroken_one(lab):
     def run(out, stop=None):
         model, processor = lab["fresh"]()
         extra = dict(callbacks=[StopAt(stop)]) if stop else {}
-        kind = coldstart.SFTTrainer
-        coldstart.SFTTrainer = lambda *a, callbacks, **k: kind(
+        kind = coldstart.AffectSFTTrainer
+        coldstart.AffectSFTTrainer = lambda *a, callbacks, **k: kind(
             *a, callbacks=callbacks + extra.get("callbacks", []), **k)
         try:
             cold_start(
                 model, processor, lab["captions"].select(range(24)), lab["root"] / out, epochs=3,
                 batch_size=8, save_steps=2, shuffle_labels=True, mode="mixed")
-        finally: coldstart.SFTTrainer = kind
+        finally: coldstart.AffectSFTTrainer = kind
         return model
 
     whole = run("sft-whole")
@@ -979,3 +980,52 @@ def test_reports_go_where_they_are_sent(lab, name, files, tmp_path, monkeypatch)
         monkeypatch.setenv(variable, str(value))
     small_grpo(lab, f"report-{name}", steps=2, report_to=name, run_name="trial")
     assert list((Path(os.environ["TRACKIO_DIR"]) if name == "trackio" else tmp_path).glob(files))
+
+
+# What a cold start must be told: no clip arrived, no clip was read
+
+
+def deaf_and_blind(lab):
+    "A fresh model whose fusion says the same of every clip"
+    model, processor = lab["fresh"]()
+    model.model.fusion.forward = lambda V, A, *masks: torch.zeros(
+        len(V), 3, model.config.text_config.hidden_size)
+    return model, processor
+
+
+@pytest.mark.parametrize("n_clips", [1, 8])
+def test_a_cold_start_without_clips_is_stopped_before_its_first_step(lab, tmp_path, n_clips):
+    model, processor = deaf_and_blind(lab)
+    before = model.lm_head.weight.detach().clone()
+    with pytest.raises(ValueError, match="the clips do not reach the model"):
+        cold_start(model, processor, lab["captions"].select(range(n_clips)), tmp_path, epochs=1)
+    assert torch.equal(model.lm_head.weight, before) and not (tmp_path / "config.json").exists()
+
+
+def read_clips_of(out): return json.loads((out / "run.json").read_text())["done"]["clips"]
+
+
+def test_a_cold_start_counts_the_clips_that_it_has_read(lab, tmp_path):
+    "One clip alone, too; a run of too few steps has read a part of what there is"
+    captions, how = lab["captions"], dict(warmup_steps=0, batch_size=4)
+    for rows, more in ((captions.select(range(1)), {}), (captions.select(range(10)), {}),
+                       (captions.select(range(10)), dict(max_steps=2))):
+        out = tmp_path / f"{len(rows)}-{len(more)}"
+        cold_start(*lab["fresh"](), rows, out, epochs=1, **how | more)
+        assert read_clips_of(out) == min(len(rows), 8 if more else 10)
+
+
+def test_a_cold_start_that_has_read_none_of_its_clips_is_not_finished(lab, tmp_path, monkeypatch):
+    "Batches that come from elsewhere"
+    monkeypatch.setattr(coldstart.AffectSFTTrainer, "note_clips", lambda self, names: None)
+    with pytest.raises(TrainingStopped, match="not one of 4 clips was read"):
+        cold_start(*lab["fresh"](), lab["captions"].select(range(4)), tmp_path, epochs=1,
+                   batch_size=4, warmup_steps=0)
+    assert not json.loads((tmp_path / "run.json").read_text()).get("finished")
+
+
+def test_names_of_clips_come_out_of_reading_processes(lab, tmp_path):
+    model, processor = lab["fresh"]()
+    cold_start(model, processor, lab["captions"].select(range(4)), tmp_path, epochs=1,
+               batch_size=2, warmup_steps=0, dataloader_num_workers=1)
+    assert read_clips_of(tmp_path) == 4

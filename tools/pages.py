@@ -3,12 +3,18 @@ README share"""
 
 import html
 import re
+import subprocess
 import tempfile
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 import pypandoc
 import yaml
 from nbconvert import MarkdownExporter
+from pygments.lexers import get_lexer_by_name
+from pygments.token import Comment, Keyword, Name, Number, Operator, String
+from pygments.util import ClassNotFound
 
 from tools.notebooks import directives
 
@@ -100,6 +106,14 @@ def fence(text):
     return "`" * max(5, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
+@lru_cache
+def exporter(template):
+    "nbconvert's, which takes longer to make than to use"
+    made = MarkdownExporter(raw_template=template)
+    made.register_filter("fence", fence)
+    return made
+
+
 def to_markdown(
     nb,  # A notebook; its directives are carried out in place
     files="files",  # The folder that the images' names begin with
@@ -107,9 +121,7 @@ def to_markdown(
     template=TEMPLATE,  # How cells are written, on top of nbconvert's template
 ):
     "The notebook as Markdown, and its images by name"
-    exporter = MarkdownExporter(raw_template=template)
-    exporter.register_filter("fence", fence)
-    text, resources = exporter.from_notebook_node(
+    text, resources = exporter(template).from_notebook_node(
         prepare(nb, code), resources={"output_files_dir": files}
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
@@ -127,6 +139,41 @@ def write_files(files, folder):
         (folder / name).write_bytes(content)
 
 
+CLASSES = {  # kind of token -> its class in page.css, as pandoc names it; the first that fits
+    Comment: "co",
+    String: "st",
+    Number.Float: "fl",
+    Number: "dv",
+    Keyword.Namespace: "im",
+    Keyword: "kw",
+    Operator.Word: "kw",
+    Name.Builtin: "bu",
+    Name.Function: "fu",
+    Name.Class: "fu",
+    Name.Decorator: "at",
+}
+
+
+@lru_cache(maxsize=10_000)
+def token_class(kind):
+    "The class of a kind of token; None for plain text"
+    return next((name for of, name in CLASSES.items() if kind in of), None)
+
+
+def highlight(block):
+    "A block of code, as a match of `pre`, class and text, with its tokens in colour"
+    language, code = block.groups()
+    try:
+        lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
+    except ClassNotFound:
+        return block[0]
+    tokens, spans = lexer.get_tokens(html.unescape(code)), []
+    for name, group in groupby(tokens, key=lambda token: token_class(token[0])):
+        text = html.escape("".join(text for _, text in group), quote=False)
+        spans.append(f'<span class="{name}">{text}</span>' if name else text)
+    return f'<pre class="sourceCode {language}"><code>{"".join(spans)}</code></pre>'
+
+
 def to_html(
     markdown,  # The body of the page
     out,  # The file to write
@@ -140,6 +187,7 @@ def to_html(
         "toc-depth": 3,
         "template": str(HERE / "page.html"),
         "html-math-method": {"method": "mathml"},
+        "syntax-highlighting": "none",  # pandoc's own takes four fifths of its time
         "variables": variables,
     }
     if resources:
@@ -148,10 +196,14 @@ def to_html(
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as f:
         yaml.safe_dump(options, f)
         f.flush()
-        page = pypandoc.convert_text(
-            markdown, "html5", format=PANDOC, extra_args=["--defaults", f.name, "--quiet"]
-        )
-    out.write_text(
-        re.sub(r'<a href="#cb[\d-]+"[^>]*></a>', "", page), encoding="utf-8"
-    )  # pandoc's anchor at each line of code
+        command = [pypandoc.get_pandoc_path(), "--defaults", f.name, "--quiet"]
+        page = subprocess.run(
+            [*command, "--from", PANDOC, "--to", "html5"],
+            input=markdown,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            check=True,
+        ).stdout
+    code = r'<pre class="([\w-]+)"><code>(.*?)</code></pre>'
+    out.write_text(re.sub(code, highlight, page, flags=re.S), encoding="utf-8")
     return out

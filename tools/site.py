@@ -5,14 +5,16 @@ python -m tools.site
 
 import html
 import json
+import os
 import re
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import yaml
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, SoupStrainer
 from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 
@@ -25,6 +27,7 @@ HOST = f"{CFG.doc_host}{CFG.doc_baseurl}/"
 LAB = "http://localhost:8888/lab/tree/"
 COLAB = CFG.git_url.replace("https://github.com/", "https://colab.research.google.com/github/")
 HEADINGS = ["h1", "h2", "h3", "h4"]
+SAID = SoupStrainer("main")
 
 
 def chapters():
@@ -95,7 +98,8 @@ def ways_in(name):
 
 def sections(page):
     "What the search finds on a page: each heading with the prose below it"
-    soup = BeautifulSoup((OUT / page).read_text(encoding="utf-8"), "html.parser")
+    text = re.sub(r"<pre.*?</pre>", "", (OUT / page).read_text(encoding="utf-8"), flags=re.S)
+    soup = BeautifulSoup(text[text.index("<main") :], "html.parser", parse_only=SAID)
     for links in soup.select(".open"):
         links.decompose()
     title, found = soup.h1.get_text(), []
@@ -141,6 +145,7 @@ def frame(
         "brand": CFG.title,
         "host": HOST,
         "address": HOST + page,
+        "here": page,
         "open": ways_in(name),
         "root": "../" * page.count("/"),
         "parts": sidebar,
@@ -164,11 +169,15 @@ def build():
     shutil.rmtree(OUT, ignore_errors=True)
     pictures = [p for p in CFG.nbs_path.rglob("*") if p.suffix in {".png", ".svg", ".jpg", ".gif"}]
     write_files({p.relative_to(CFG.nbs_path): p.read_bytes() for p in pictures}, OUT)
-    for name, nb in nbs.items():
-        page, around = OUT / entry[name]["href"], frame(name, parts, entry, about)
-        text, images = to_markdown(nb, files=f"{page.stem}_files")
-        write_files(images, page.parent)
-        to_html(relative_links(text, around["root"]), page, around)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # pandoc works while Python prepares the next
+        made = []
+        for name, nb in nbs.items():
+            page, around = OUT / entry[name]["href"], frame(name, parts, entry, about)
+            text, images = to_markdown(nb, files=f"{page.stem}_files")
+            write_files(images, page.parent)
+            made.append(pool.submit(to_html, relative_links(text, around["root"]), page, around))
+        for page in made:
+            page.result()
     for name in ("page.css", "page.js"):
         shutil.copy(HERE / name, OUT)
     index = [s for n in nbs for s in sections(entry[n]["href"])]
@@ -179,7 +188,10 @@ def build():
 
 
 if __name__ == "__main__":
+    from tools.twins import write_twins  # it needs what is defined above
+
     index = build()
+    write_twins()
     if dead := list(dead_links()):
         sys.exit("Dead links:\n  " + "\n  ".join(dead))
     print(f"The site: {index}")
