@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from conftest import ROOT
 
+from tools.pages import CODE, highlight
 from tools.site import chapters, page_name
 from tools.twins import llms_txt, twin
 
@@ -100,6 +101,15 @@ def test_files_named_exist():
     "Paths in AGENTS.md"
     for path in re.findall(r"`((?:nbs|tools|tests)/[\w./]*|[A-Z]+\.md)`", AGENTS):
         assert (ROOT / path).exists(), path
+
+
+def test_code_in_colour_stays_text():
+    "Signs of HTML are escaped, quotes too; no link comes of a string"
+    code = 'x = &quot;&lt;a href=1&gt;&quot;  # src=&quot;y&quot;'
+    block = f'<pre class="python"><code>{code}\n</code></pre>'
+    shown = re.sub(CODE, highlight, block, flags=re.S)
+    assert '<span class="st">&quot;&lt;a href=1&gt;&quot;</span>' in shown
+    assert '<span class="co"># src=&quot;y&quot;</span>' in shown and "<a" not in shown
 
 
 def test_a_twin():

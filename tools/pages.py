@@ -139,6 +139,7 @@ def write_files(files, folder):
         (folder / name).write_bytes(content)
 
 
+CODE = r'<pre class="([\w-]+)"><code>(.*?)</code></pre>'
 CLASSES = {  # kind of token -> its class in page.css, as pandoc names it; the first that fits
     Comment: "co",
     String: "st",
@@ -169,7 +170,7 @@ def highlight(block):
         return block[0]
     tokens, spans = lexer.get_tokens(html.unescape(code)), []
     for name, group in groupby(tokens, key=lambda token: token_class(token[0])):
-        text = html.escape("".join(text for _, text in group), quote=False)
+        text = html.escape("".join(text for _, text in group))
         spans.append(f'<span class="{name}">{text}</span>' if name else text)
     return f'<pre class="sourceCode {language}"><code>{"".join(spans)}</code></pre>'
 
@@ -204,6 +205,5 @@ def to_html(
             encoding="utf-8",
             check=True,
         ).stdout
-    code = r'<pre class="([\w-]+)"><code>(.*?)</code></pre>'
-    out.write_text(re.sub(code, highlight, page, flags=re.S), encoding="utf-8")
+    out.write_text(re.sub(CODE, highlight, page, flags=re.S), encoding="utf-8")
     return out
