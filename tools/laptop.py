@@ -60,14 +60,12 @@ class Clock:
     "Says before each stage how much time is left, and notes in `seconds.json` what a stage took"
 
     def __init__(self, run, mode):
-        self.file, self.expected = run / "seconds.json", estimate(mode)
+        self.file, self.mode = run / "seconds.json", mode
         self.took = read_json(self.file) if self.file.exists() else {}
 
     def left(self):
-        "Seconds: what was expected of the stages to come, times how wrong that was so far"
-        known = [s for s in self.took if s in self.expected]
-        ratio = sum(map(self.took.get, known)) / sum(map(self.expected.get, known)) if known else 1
-        return ratio * sum(s for stage, s in self.expected.items() if stage not in self.took)
+        "Seconds for the stages to come, on this machine as it is just now"
+        return sum(s for stage, s in estimate(self.mode).items() if stage not in self.took)
 
     def run(self, stage, work):
         "Do a stage. A stage that was stopped and taken up again has the time of all its parts"
