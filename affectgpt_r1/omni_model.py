@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['THINKERS', 'Qwen25OmniThinker', 'Qwen3OmniThinker']
 
-# %% ../nbs/machinery/omni_model.ipynb #6c1abe7c
+# %% ../nbs/machinery/omni_model.ipynb #8046c0e0
 from types import SimpleNamespace
 
 import torch
@@ -23,7 +23,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 from .decoders import WholeGenerationConfig
 from .kept_features import KeptFeatures, is_sharded
 
-# %% ../nbs/machinery/omni_model.ipynb #c31c49f1
+# %% ../nbs/machinery/omni_model.ipynb #20f372e0
 def _row_facts(ids, config):
     "How many videos and sounds a row holds, and whether its sound lies inside its video"
     starts, sounds = ids == config.vision_start_token_id, ids == config.audio_start_token_id
@@ -35,7 +35,7 @@ def _next(x, at, n):
     "The next `n` entries from `at` on; None where there are none"
     return x[at:at + n] if x is not None and n else None
 
-# %% ../nbs/machinery/omni_model.ipynb #dc5f5553
+# %% ../nbs/machinery/omni_model.ipynb #77da250e
 class _PositionsByRow:
     def get_rope_index(
         self, input_ids=None, image_grid_thw=None, video_grid_thw=None, attention_mask=None,
@@ -53,8 +53,9 @@ class _PositionsByRow:
         positions = [x.to(input_ids.device) for x in positions]
         return torch.cat(positions, 1), torch.cat([x.view(1, 1) for x in ahead])
 
-# %% ../nbs/machinery/omni_model.ipynb #c5d4d1dd
+# %% ../nbs/machinery/omni_model.ipynb #7f0dec39
 class _HearsOnce(_PositionsByRow):
+    @torch.no_grad()   # peft may ask the inputs of an encoder for gradients
     def get_audio_features(self, input_features, feature_attention_mask=None, *args, **kwargs):
         "As the library's, each distinct sound once"
         encode = super().get_audio_features
@@ -71,8 +72,9 @@ class _HearsOnce(_PositionsByRow):
         hidden = self.kept_sounds.of(clips, self.audio_tower, compute)
         return BaseModelOutputWithPooling(torch.cat(hidden))
 
-# %% ../nbs/machinery/omni_model.ipynb #4821ed31
+# %% ../nbs/machinery/omni_model.ipynb #77eae807
 class _SeesOnce(_HearsOnce):
+    @torch.no_grad()   # peft may ask the inputs of an encoder for gradients
     def get_video_features(self, pixel_values_videos, video_grid_thw=None, *args, **kwargs):
         "As the library's, each distinct video once"
         encode = super().get_video_features
@@ -89,7 +91,7 @@ class _SeesOnce(_HearsOnce):
         pooled, deep = zip(*self.kept_videos.of(clips, self.visual, compute))
         return SimpleNamespace(pooler_output=pooled, deepstack_features=list(zip(*deep)))
 
-# %% ../nbs/machinery/omni_model.ipynb #61ebe1b9
+# %% ../nbs/machinery/omni_model.ipynb #a60bc3f6
 class _Backbone(_SeesOnce):
     def forward(self, *args, logits_to_keep: int = 0, **kwargs) -> BaseModelOutputWithPast:
         out = super().forward(*args, **kwargs)
@@ -102,7 +104,7 @@ class _Qwen25Backbone(_Backbone, Qwen2_5OmniThinkerModel): pass
 
 class _Qwen3Backbone(_Backbone, Qwen3OmniMoeThinkerModel): pass
 
-# %% ../nbs/machinery/omni_model.ipynb #4842184b
+# %% ../nbs/machinery/omni_model.ipynb #5325f844
 _MARKS = ("image_token_id", "audio_token_id", "video_token_id", "vision_start_token_id",
           "vision_end_token_id", "audio_start_token_id", "audio_end_token_id")
 
@@ -115,7 +117,7 @@ def _add_fields(config):
     for name, value in fields.items():
         if not hasattr(config, name): setattr(config, name, value)
 
-# %% ../nbs/machinery/omni_model.ipynb #140e2de3
+# %% ../nbs/machinery/omni_model.ipynb #34839090
 class _FrozenTowers(_PositionsByRow):
     _can_compile_fullgraph = False   # positions are counted row by row
 
@@ -133,7 +135,7 @@ class _FrozenTowers(_PositionsByRow):
             tower.eval().requires_grad_(False)
         return self
 
-# %% ../nbs/machinery/omni_model.ipynb #3ae8a6f6
+# %% ../nbs/machinery/omni_model.ipynb #1515c83c
 class _Thinker(_FrozenTowers, WholeGenerationConfig):
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
@@ -150,7 +152,7 @@ class _Thinker(_FrozenTowers, WholeGenerationConfig):
             past_key_values=past_key_values, inputs_embeds=inputs_embeds, labels=labels,
             video_second_per_grid=video_second_per_grid, logits_to_keep=logits_to_keep, **kwargs)
 
-# %% ../nbs/machinery/omni_model.ipynb #e13ef133
+# %% ../nbs/machinery/omni_model.ipynb #d68cfd82
 class Qwen25OmniThinker(_Thinker, Qwen2_5OmniThinkerForConditionalGeneration):
     "The thinker of Qwen2.5-Omni, as a policy"
     backbone = _Qwen25Backbone
@@ -164,7 +166,7 @@ class Qwen3OmniThinker(_Thinker, Qwen3OmniMoeThinkerForConditionalGeneration):
 THINKERS = {   # type of a thinker's configuration -> its class
     "qwen2_5_omni_thinker": Qwen25OmniThinker, "qwen3_omni_moe_thinker": Qwen3OmniThinker}
 
-# %% ../nbs/machinery/omni_model.ipynb #3efeea13
+# %% ../nbs/machinery/omni_model.ipynb #87d8ab45
 def _register(thinker):
     "Let transformers read and write the checkpoints of a class as those of its parent"
     parent = thinker.__bases__[1]
@@ -179,5 +181,5 @@ def is_thinker(
     "Is this the thinker of a Qwen-Omni?"
     return model.config.model_type in THINKERS
 
-# %% ../nbs/machinery/omni_model.ipynb #e079104c
+# %% ../nbs/machinery/omni_model.ipynb #8dafba54
 for _thinker in THINKERS.values(): _register(_thinker)
