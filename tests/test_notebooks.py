@@ -255,6 +255,8 @@ def test_a_forked_kernel_is_as_new(tmp_path, monkeypatch):
         "import mine, os, sys, numpy as np, matplotlib.pyplot as plt, subprocess",
         "print(os.getcwd(), mine.x, os.getpgid(0) == os.getpid(), 'affectgpt_r1' in sys.modules)",
         "print(os.getppid(), np.random.rand(), subprocess.run(['true']).returncode)",
+        "from tqdm.auto import tqdm; from transformers.trainer import DEFAULT_PROGRESS_CALLBACK",
+        "print(tqdm.__base__.__name__, DEFAULT_PROGRESS_CALLBACK.__name__)",
         "plt.plot([1, 2])",
     ]
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("\n".join(lines))])
@@ -262,7 +264,9 @@ def test_a_forked_kernel_is_as_new(tmp_path, monkeypatch):
     nbformat.write(nb, tmp_path / "in.ipynb")
     with forked_kernels():
         ran = [run_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb").cells[0] for _ in "ab"]
-    (server, one, code), (same, two, _) = (c.outputs[0].text.split("\n")[1].split() for c in ran)
+    said = [c.outputs[0].text.split("\n") for c in ran]
+    (server, one, code), (same, two, _) = (lines[1].split() for lines in said)
+    assert said[0][2] == "tqdm_notebook NotebookProgressCallback"
     assert ran[0].outputs[0].text.startswith(f"{tmp_path} 3 True False") and code == "0"
     assert server == same and one != two and "image/png" in ran[0].outputs[-1].data
     with pytest.raises(ProcessLookupError):

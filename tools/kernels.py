@@ -15,16 +15,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 # None of them imports pyplot, which asks at its import whether it is in a kernel.
-LIBRARIES = [
-    *("numpy", "pandas", "scipy.optimize", "torch", "torch.distributed.fsdp", "datasets"),
-    *("transformers.modeling_utils", "transformers.trainer", "peft", "ipykernel.kernelapp"),
-    *("transformers.models.clip.modeling_clip", "transformers.models.hubert.modeling_hubert"),
-    *("transformers.models.qwen2.modeling_qwen2", "trl.trainer.grpo_trainer"),
-    *("trl.trainer.sft_trainer", "cv2", "av", "soundfile", "fastcore.all"),
-]
+LIBRARIES = """
+ipykernel.kernelapp numpy pandas scipy.optimize torch torch.distributed.fsdp datasets
+transformers.modeling_utils transformers.trainer transformers.models.clip.modeling_clip
+transformers.models.hubert.modeling_hubert transformers.models.qwen2.modeling_qwen2 peft
+trl.trainer.grpo_trainer trl.trainer.sft_trainer cv2 av soundfile fastcore.all
+""".split()  # the kernel first: others ask whether it is there
 
 
 def run_kernel(args, env, cwd):
@@ -45,8 +45,10 @@ def run_kernel(args, env, cwd):
 
 def serve():
     "Load the libraries; then fork a kernel for each line of standard input, and print its process"
-    for name in LIBRARIES:
-        importlib.import_module(name)
+    kernel = SimpleNamespace(config={"IPKernelApp": {}})  # libraries ask at import: is it one?
+    with patch("IPython.get_ipython", lambda: kernel):
+        for name in LIBRARIES:
+            importlib.import_module(name)
     sys.path[:] = [p for p in sys.path if p and Path(p) != Path(__file__).parent.parent]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that kernels that end do not linger
     for line in sys.stdin:
