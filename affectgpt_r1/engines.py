@@ -18,8 +18,15 @@ from importlib import import_module
 from types import ModuleType
 
 from .labels import parse_response
+from .messages import shorten
 from .rewards import RewardRecipe, make_rewards
 from .wheels import EmotionWheels
+
+# %% ../nbs/machinery/engines.ipynb #aaf8214f
+def _check_gold(gold):
+    "Raises ValueError for a cell without gold, as of a column that has another name"
+    if gold is None or isinstance(gold, (bool, float)) or not len(gold):
+        raise ValueError(f"an answer has no gold: {gold!r}. Is the column with the labels given?")
 
 # %% ../nbs/machinery/engines.ipynb #6ff63b12
 def reply_scorer(
@@ -31,6 +38,7 @@ def reply_scorer(
     "The recipe for one reply; the adapters below call nothing else"
     functions, weights = make_rewards(recipe, wheels, penalty, mode)
     def score(reply, gold):
+        _check_gold(gold)
         parts = {f.__name__: f(completions=[reply], labels=[gold])[0] or 0. for f in functions}
         return {"score": sum(w * p for w, p in zip(weights, parts.values()))} | parts
     return score
@@ -103,7 +111,8 @@ def openrlhf_reward(
     score = reply_scorer(recipe, wheels, penalty, mode)
     def reward_func(queries, prompts, labels, **kwargs):
         from torch import tensor
-        rows = [score(_reply_in(q, p), gold) for q, p, gold in zip(queries, prompts, labels)]
+        asked = zip(queries, prompts, labels, strict=True)
+        rows = [score(_reply_in(query, prompt), gold) for query, prompt, gold in asked]
         parts = {name: tensor([row[name] for row in rows]) for name in rows[0]}
         total = parts.pop("score")
         return dict(rewards=total, scores=next(iter(parts.values())), extra_logs=parts)
@@ -118,6 +127,8 @@ def _read_options(options) -> dict[str, str]:
     found = [_OPTION.fullmatch(option) or option for option in options]
     if odd := [x for x in found if isinstance(x, str)]:
         raise ValueError(f"option {odd[0]!r} does not begin with a letter, as 'A. happy' does")
+    letters = [x[1] for x in found]
+    if len({*letters}) < len(letters): raise ValueError(f"a letter comes twice: {shorten(options)}")
     return dict(x.groups() for x in found)
 
 # %% ../nbs/machinery/engines.ipynb #91e344b3
@@ -126,7 +137,8 @@ def choice_gold(
 ) -> str:
     "The gold of an `emer_ov_mc` row with the words of its options, as JSON"
     options = _read_options(row["options"])
-    letters = re.findall(r"[A-Z]", re.sub(r"</?answer>", "", row["answer"]))
+    parts = re.split(r"[\s,;/、，.]+|\band\b", re.sub(r"</?answer>", " ", row["answer"]))
+    letters = list(dict.fromkeys("".join(parts)))
     if not letters or not {*letters} <= options.keys():
         raise ValueError(f"answer {row['answer']!r} names none of the options, or another: "
                          f"{', '.join(options)}")
@@ -163,9 +175,10 @@ def _words_for_letters(ground_truth: str, response: str) -> tuple[str | list[str
     if not ground_truth.lstrip().startswith("{"): return ground_truth, response
     row = json.loads(ground_truth)
     def words(letters): return [row["options"].get(letter, letter) for letter in letters]
-    def answer(match):
-        return f"<answer>{', '.join(words(_choices(match[1], row['options'])))}</answer>"
-    return words(row["letters"]), re.sub(r"(?s)<answer>(.*)</answer>", answer, response)
+    gold, answer = words(row["letters"]), parse_response(response).answer
+    if not answer or answer not in response: return gold, response
+    before, _, after = response.rpartition(answer)   # a thought may hold an answer, too
+    return gold, before + ", ".join(words(_choices(answer, row["options"]))) + after
 
 # %% ../nbs/machinery/engines.ipynb #5ce787c9
 def nemo_reward(

@@ -21,7 +21,7 @@ from .guards import ClipCheck, CountsClips, EpochOrder
 from .media_rows import StackedRows, media_rule, pick_rows, rows_to
 from .modeling import AffectGPTForConditionalGeneration
 from .sampling_checks import (
-    check_answers, check_prompting, compare_logps, take_notes)
+    check_answers, check_prompting, compare_logps, draws_dropout, take_notes)
 from .shared_prompts import packing_saves, takes_packed_rows
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #b8bd54f7
@@ -51,7 +51,6 @@ def _distinct_prompts(prompts):
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #149714ac
 class _SamplesFromClips(GRPOTrainer):
-    batch = None   # trl's, while its loss is computed
     media = None   # by row: what `media_rule` cuts, while trl is at work on these sequences
 
     @property
@@ -73,8 +72,11 @@ class _SamplesFromClips(GRPOTrainer):
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #c69b6540
 class _KeepsClips(_SamplesFromClips):
+    sampled_in = None   # the step of the last sampling
+
     def _generate_and_score_completions(self, inputs):
-        names, self.sampled_in = [row.get("name") for row in inputs], self.state.global_step
+        names = [row.get("name") for row in inputs]
+        if self.model.training: self.sampled_in = self.state.global_step
         try:
             with take_notes(self) as notes:
                 batch = super()._generate_and_score_completions(inputs)
@@ -85,9 +87,12 @@ class _KeepsClips(_SamplesFromClips):
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #cf983c3f
 class _Compares(_KeepsClips):
+    batch = None   # trl's, while its loss is computed
+
     def _compare(self, logps, what):
         "Compare log-probabilities with the sampler's, where these are known and still hold"
         if self.batch is None or self.state.global_step != self.sampled_in: return
+        if not self.model.training or draws_dropout(self.model): return
         gap = compare_logps(self, self.batch["sampled_logps"], logps, self.batch["completion_mask"],
                             self.batch["clip_names"], what)
         if gap is not None: self._metrics["train"]["sampling/logp_gap"].append(gap)

@@ -91,6 +91,18 @@ def _rows_of(root, key, missing, mode):
 def _write_text(path, text):
     replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
 
+# %% ../nbs/machinery/harnesses.ipynb #2775429d
+def _drop_other_tasks(out, keys):
+    "Leave the tasks of some sets in a folder, and in the group of all"
+    group = out / "unibench.yaml"
+    lines = group.read_text(encoding="utf-8").splitlines(keepends=True)
+    for name in (file.stem for file in harness_folder("lmms_eval").glob("*.yaml")):
+        if name in (*keys, group.stem): continue
+        (out / f"{name}.yaml").unlink()
+        lines = [line for line in lines if line.strip() != f"- affectgpt_{name}"]
+    _write_text(group, "".join(lines))
+    if not any(line.strip().startswith("- ") for line in lines): group.unlink()
+
 # %% ../nbs/machinery/harnesses.ipynb #adbca2a3
 def write_lmms_tasks(
     root: str | Path,        # Holds `mer2023-dataset-process` and the others, or is a toy corpus
@@ -102,6 +114,7 @@ def write_lmms_tasks(
     "Write the tasks of lmms-eval with the rows of the sets"
     out = Path(out)
     shutil.copytree(harness_folder("lmms_eval"), out, dirs_exist_ok=True)
+    _drop_other_tasks(out, [key.lower() for key in sets])
     for key in sets:
         lines = [json.dumps(x, ensure_ascii=False) for x in _rows_of(root, key, missing, mode)]
         _write_text(out / f"{key}.jsonl", "\n".join(lines) + "\n")

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAX_ROWS', 'MAX_TOKENS', 'LARGEST_GAP', 'MEAN_GAP', 'rows_to_note', 'SamplerNotes', 'take_notes', 'compare_logps',
-           'check_answers', 'check_prompting']
+           'check_answers', 'draws_dropout', 'check_prompting']
 
 # %% ../nbs/machinery/sampling_checks.ipynb #f5d83ccb
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -93,7 +94,7 @@ def compare_logps(
     raise _stopped(trainer, f"the sampler and the {what} disagree about the answers: their "
                    f"log-probabilities differ by {mean:.1e} on average, most for clip "
                    f"{names[int(gaps.max(1).values.argmax())]!r} ({largest:.1e}). Do both see the "
-                   "same clip, prompt, mask and weights?")
+                   "same clip, prompt, mask and weights, without dropout?")
 
 # %% ../nbs/machinery/sampling_checks.ipynb #459b1aa5
 def _stopped(trainer, why):
@@ -136,10 +137,20 @@ def check_answers(
                            f"it counts {int(mask.sum())} tokens")
 
 # %% ../nbs/machinery/sampling_checks.ipynb #6a9d41a8
+def draws_dropout(
+    model: nn.Module,   # A policy
+) -> bool:
+    "Do its adapters draw a new dropout in each pass? Then two passes never agree"
+    return any("lora_dropout" in name and getattr(m, "p", 0) > 0
+               for name, m in model.named_modules())
+
+# %% ../nbs/machinery/sampling_checks.ipynb #00ababe7
 def check_prompting(
     trainer: Any,    # An `AffectGRPOTrainer`, with data
 ) -> None:
     "Raises TrainingStopped where placeholders could be sampled, or no reply would be begun"
+    if draws_dropout(trainer.model):
+        warnings.warn("the adapters have dropout, so sampler and loss are not compared")
     places = _places_of(trainer)
     suppressed = trainer.generation_config.suppress_tokens or []
     if lacking := [places[i] for i in places if i not in suppressed]:

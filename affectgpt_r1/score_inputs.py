@@ -11,6 +11,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,12 +55,20 @@ def _set_of(path):
     folders = path.parent, path.parent.parent
     return next((key for key in UNIBENCH for f in folders if gold_file(f, key) == path), None)
 
+def _clean_names(path, cells):
+    "The cells by names without blanks around them; raises ValueError where two become one"
+    clean = Counter(map(clean_name, cells))
+    if twice := [name for name, n in clean.items() if n > 1]:
+        raise ValueError(f"{path}: more than one row for clip {list_some(twice)}")
+    return dict(zip(clean, cells.values()))
+
+# %% ../nbs/machinery/score_inputs.ipynb #192f4547
 def _read_npz(path):
     "(clip -> cell, no column, set or None) of a file of answers or a label file"
     held, key = read_npz(path), _set_of(path)
     if {"filenames", "fileitems"} & held.keys():
-        return {clean_name(name): x for name, x in read_answers(path).items()}, None, None
-    if key: return read_gold(path, key), None, key
+        return _clean_names(path, read_answers(path)), None, None
+    if key: return _clean_names(path, read_gold(path, key)), None, key
     if "name2reason" in held:
         raise ValueError(f"{path}: holds whole replies (name2reason), not labels: give the file "
                          "that ends in -openset.npz")
@@ -142,16 +151,16 @@ def find_label_file(
     answers: str | Path,   # A file of answers to the clips of one set
     labels: str | Path,    # Folder with the label files of MER-UniBench
 ) -> Path:
-    "The label file with the clips of `answers`; raises ValueError where none or several have them"
+    "The label file with the clips of `answers`, and of two such files the smaller one"
     clips = read_answer_file(answers).cells.keys()
     files = {key: gold_file(labels, key) for key in UNIBENCH}
-    shared = {file: len(clips & read_gold(file, key).keys()) for key, file in files.items() if file}
-    if not shared:
-        raise FileNotFoundError(f"{labels}: no label file of MER-UniBench")
-    best = [file for file, n in shared.items() if n == max(shared.values())]
-    if len(best) == 1 and shared[best[0]]: return best[0]
-    which = f"{list_some(best)} have the same number"
-    if not shared[best[0]]: which = "no label file has any"
+    gold = {file: read_gold(file, key).keys() for key, file in files.items() if file}
+    if not gold: raise FileNotFoundError(f"{labels}: no label file of MER-UniBench")
+    rank = {file: (len(clips & names), -len(names)) for file, names in gold.items()}
+    best = [file for file, x in rank.items() if x == max(rank.values())]
+    some = len(clips & gold[best[0]])
+    if len(best) == 1 and some: return best[0]
+    which = f"{list_some(best)} have the same number" if some else "no label file has any"
     raise ValueError(f"{answers}: of its clips {which}, so give the gold: "
                      "affectgpt-r1 score GOLD PRED")
 

@@ -8,6 +8,7 @@ __all__ = ['METRICS', 'Metric', 'ScoreReport', 'score_report', 'report_lines', '
 # %% ../nbs/machinery/score_report.ipynb #cf02083b
 import json
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,6 +72,9 @@ def _read_both(path):
 def _read_sides(gold, pred, metric):
     "The files of gold and answers, and the metric; by default that of the set, or `ew`"
     if pred is None: return *_read_both(gold), metric or "ew"
+    if str(pred) == str(gold):
+        raise ValueError(f"{gold} is given as gold and as answers; where one file has both, as "
+                         "columns gold and pred, give it once")
     file = read_answer_file(gold, METRICS[metric].gold_columns if metric else _WORD)
     metric = metric or METRIC_OF.get(file.key and UNIBENCH[file.key].measure, "ew")
     return file, read_answer_file(pred, METRICS[metric].pred_columns), metric
@@ -192,6 +196,7 @@ def score_report(
     truth, answers = _parsed(files, metric)
     kept = _kept(truth, answers, files)
     result = METRICS[metric].score(truth, kept, wheels, level, "zero")
+    _check_scored(result, metric, len(truth), files)
     return ScoreReport(
         metric, getattr(result, METRICS[metric].value),
         *_compare(metric, truth, kept, wheels, level, result), len(truth),
@@ -214,6 +219,22 @@ def _counted(words, n=5):
     some = [f"{safe_text(w, 30)} ({k:,})" for w, k in list(words.items())[:n]]
     return ", ".join(some) + (f" and {len(words) - n:,} more" if len(words) > n else "")
 
+# %% ../nbs/machinery/score_report.ipynb #c8008082
+def _n_never(metric, result, n):
+    "How many clips have a gold that no wheel knows"
+    return result.n_unscored if metric == "hit" else round(result.never_scored*n)
+
+def _check_scored(result, metric, n, files):
+    "Raises ValueError where no clip is scored; warns where no word of the answers is known"
+    if metric == "sentiment": return
+    result = getattr(result, "level1", result)
+    if _n_never(metric, result, n) == n:
+        raise ValueError(f"{files[0].name}: no wheel knows a word of the gold, so nothing is "
+                         "scored: does the column hold labels?")
+    if not result.coverage:
+        warnings.warn(f"{files[1].name}: no wheel knows a word of the answers; to read labels out "
+                      "of replies, see affectgpt_r1.evaluate.read_labels")
+
 # %% ../nbs/machinery/score_report.ipynb #f0060708
 def _word_rows(report, result):
     "What to read beside a score of labels"
@@ -221,7 +242,7 @@ def _word_rows(report, result):
     if report.unknown: known += f"; not known: {_counted(report.unknown)}"
     yield "words per answer", f"{result.mean_labels:.2f}", ""
     yield "words known", _percent(result.coverage), known
-    never = result.n_unscored if report.metric == "hit" else round(result.never_scored*report.n)
+    never = _n_never(report.metric, result, report.n)
     yield "never scored", f"{never:,}", f"of {report.n:,} clips: no wheel knows their gold"
 
 def _ew_rows(report, result):

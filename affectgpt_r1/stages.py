@@ -175,7 +175,8 @@ def run_grpo(
     "GRPO on the human split, a fifth of it held out to choose the checkpoint"
     dtype = _frozen_dtype(recipe, "grpo", changes)
     model, processor = load_run_stage(run, "cold_start", **dtype)
-    if torch.cuda.is_available(): changes = _memory_plan(model, recipe, changes) | changes
+    if torch.cuda.is_available() and not is_thinker(model):   # whose recipe says what fits
+        changes = _memory_plan(model, recipe, changes) | changes
     held, rest = hold_out(run_splits(run)["human"], seed)
     return train_grpo(model, processor, rest, changes.pop("rewards", None), Path(run) / "grpo",
                       recipe, validation=held, wheels=run_wheels(run), seed=seed, **changes)

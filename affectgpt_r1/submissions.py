@@ -56,6 +56,7 @@ def _name_faults(names, answers):
 
 def _label_faults(answers, max_labels):
     "What is wrong with the labels of the answers"
+    if max_labels < 1: raise ValueError(f"max_labels is {max_labels}; an answer may have 1 or more")
     long = [name for name, labels in answers.items() if len(labels) > max_labels]
     if long: yield f"answers with more than {max_labels} labels, {_named(long)}"
     altered = [name for name, labels in answers.items() if _is_altered(labels)]
@@ -89,10 +90,11 @@ def check_submission(
     wheels, names = wheels or load_wheels(), list(read_csv(candidates, []).index)
     answers = parse_cells(read_answer_file(pred), as_labels)
     faults = [*_name_faults(names, answers), *_label_faults(answers, max_labels)]
-    score = score_report(gold, pred, "ew", wheels) if gold else None
+    score = score_report(gold, pred, "ew", wheels) if gold and not faults else None
     counts, rows = label_rows(list(answers.values()), wheels, list(answers))
     empty = [name for name, labels in answers.items() if not labels]
-    repeated = [name for name, labels in answers.items() if len(set(labels)) < len(labels)]
+    repeated = [name for name, labels in answers.items()
+                if len({*map(str.casefold, labels)}) < len(labels)]
     return SubmissionReport(
         str(pred), str(candidates), len(names), faults, float(counts.mean()), int(counts.max()),
         float(np.count_nonzero(rows) / max(len(rows), 1)), empty, repeated, score,

@@ -254,10 +254,23 @@ def _is_jsonl(data):
     try: return bool(others) and json.loads(first) is not None
     except (ValueError, RecursionError): return False
 
+# %% ../nbs/machinery/tables.ipynb #c6f89260
+def _by_column(held, column):
+    "Does a json file hold column by column? A clip may be called name, too"
+    columns = {column, "openset", "labels", "gold", "gt", "pred", "prediction", "reply"}
+    return isinstance(held.get("name"), list) and bool(held.keys() & columns)
+
+def _rows_of(path, columns):
+    "The rows of a json file that holds column by column"
+    if {len(x) if isinstance(x, list) else -1 for x in columns.values()} != {len(columns["name"])}:
+        raise ValueError(f"{path}: its columns are not lists of one length")
+    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+
 def _records(path, data, column):
     "Pairs of name and record of a json or jsonl file; the settings that head replies are no record"
     held = read_jsonl(path) if _is_jsonl(data) else read_json(path)
-    if isinstance(held, dict) and {"name", column} <= held.keys(): held = [held]
+    if isinstance(held, dict) and isinstance(held.get("name"), str): held = [held]
+    if isinstance(held, dict) and _by_column(held, column): held = _rows_of(path, held)
     if isinstance(held, dict): return list(held.items())
     if other := [x for x in held if not isinstance(x, dict)]:
         raise ValueError(f"{path}: {shorten(other[0])} is no object with a name")

@@ -446,3 +446,28 @@ def test_code_in_the_prose_of_the_page_works_as_far_as_it_can():
             if not isinstance(node, ast.ImportFrom) or "affectgpt_r1" not in node.module: continue
             module = importlib.import_module(node.module)
             assert all(hasattr(module, alias.name) for alias in node.names), code
+
+
+def test_an_answer_inside_a_thought_is_not_the_answer():
+    options = ["A. happy", "B. sad", "C. angry", "D. worried", "E. excited"]
+    gold = choice_gold(dict(answer="A,E", options=options))
+    reply = "<think>maybe <answer>B</answer>? no</think><answer>A,E</answer>"
+    words = "<think>maybe <answer>sad</answer>? no</think><answer>happy, excited</answer>"
+    assert nemo_reward()(gold, reply) == nemo_reward()("happy, excited", words) == (1.0, True)
+
+
+@pytest.mark.parametrize("answer", ["Both A and C", "Answer: A", "", "a"])
+def test_an_odd_answer_is_no_gold(answer):
+    with pytest.raises(ValueError, match="names none of the options"):
+        choice_gold(dict(answer=answer, options=["A. happy", "B. sad", "C. angry"]))
+
+
+def test_letters_that_come_twice_are_refused():
+    with pytest.raises(ValueError, match="comes twice"):
+        choice_gold(dict(answer="A", options=["A. happy", "A. sad"]))
+
+
+@pytest.mark.parametrize("gold", [None, float("nan"), [], ""])
+def test_no_gold_is_an_error(gold):
+    with pytest.raises(ValueError, match="has no gold"):
+        reply_scorer()("<answer>happy</answer>", gold)

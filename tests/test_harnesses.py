@@ -391,3 +391,14 @@ def test_missing_harnesses_are_named(monkeypatch):
     assert len(HARNESS_RUNS) == 5 and score_answers([dict(
         measure="hit rate", gold=["happy"], labels=["glad"])]) == 1
     assert asyncio.iscoroutinefunction  # the scorer of inspect is awaited
+
+
+def test_only_the_tasks_asked_for_are_written(corpus, tmp_path):
+    "and a yaml file of somebody else's stays"
+    (tmp_path / "mine.yaml").write_text("task: mine\n")
+    write_lmms_tasks(corpus, tmp_path, ["OVMERDPlus"], missing="mask")
+    assert {f.name for f in tmp_path.glob("*.yaml")} == {"mine.yaml", "ovmerdplus.yaml",
+                                                         "unibench.yaml"}
+    assert (tmp_path / "unibench.yaml").read_text().split()[-2:] == ["-", "affectgpt_ovmerdplus"]
+    write_lmms_tasks(corpus, tmp_path / "toy", ["Toy"], "mask")
+    assert [f.name for f in (tmp_path / "toy").glob("*.yaml")] == ["toy.yaml"]

@@ -460,3 +460,53 @@ def test_counts_of_the_authors_label_files():
     scored = {key: s.scored for key, s in found.items()}
     assert scored == dict(MER2023=323, MELD=1354, IEMOCAPFour=857, CMUMOSI=656, CMUMOSEI=3634,
                           SIMS=388, SIMSv2=911)
+
+
+# ---- what another reader found
+
+
+def test_names_that_become_one_are_doubles(tmp_path, gold):
+    np.savez(tmp_path / "p.npz", filenames=["a", "a ", "b"], fileitems=["happy", "sad", "sad"])
+    code, _, err = command("score", gold, tmp_path / "p.npz")
+    assert code == 1 and "p.npz: more than one row for clip a" in err
+
+
+def test_json_by_column(tmp_path, gold):
+    columns = dict(name=list(PRED), openset=list(PRED.values()))
+    (tmp_path / "p.json").write_text(json.dumps(columns))
+    found = json.loads(command("score", gold, tmp_path / "p.json", "--json")[1])
+    assert found["score"] == ew_score(GOLD, PRED).f
+    (tmp_path / "p.json").write_text(json.dumps(columns | dict(openset=["sad"])))
+    assert "are not lists of one length" in command("score", gold, tmp_path / "p.json")[2]
+    (tmp_path / "m.json").write_text(json.dumps(dict(name=["sad"], x=["happy"])))
+    assert list(read_answer_file(tmp_path / "m.json").cells) == ["name", "x"]
+
+
+def test_one_file_is_not_scored_against_itself(gold):
+    for side in ("-", gold):
+        code, _, err = command("score", side, side, stdin=b"name,openset\na,happy\n")
+        assert code == 1 and "given as gold and as answers" in err
+
+
+def test_nothing_scored_is_an_error(tmp_path):
+    files = [csv(tmp_path / f"{i}.csv", dict(a=x, b=x)) for i, x in enumerate(("zork", "happy"))]
+    code, out, err = command("score", *files)
+    assert code == 1 and not out and "nothing is scored" in err
+    code, out, err = command("score", *files[::-1])
+    assert code == 0 and "no wheel knows a word of the answers" in err
+
+
+def test_the_smaller_of_two_sets_has_the_gold(tmp_path):
+    for stem, names in (("sims", "ab"), ("simsv2", "abc")):
+        np.savez(tmp_path / f"{stem}_label.npz",
+                 test_corpus={n: dict(emo=0, val=1.5) for n in names})
+    answers = as_file("npz", tmp_path, dict(a="positive", b="positive"))
+    found = json.loads(command("score", answers, "--unibench", tmp_path, "--json")[1])
+    assert found["n"] == 2
+
+
+def test_faults_are_told_beside_a_gold(tmp_path, gold):
+    some = csv(tmp_path / "some.csv", dict(a="[happy]"))
+    code, out, _ = command("submit", some, gold, "--gold", gold)
+    assert code == 1 and "fault" in out
+    assert command("submit", some, gold, "--max-labels", 0)[0] == 1
