@@ -175,15 +175,15 @@ def run_grpo(
     "GRPO on the human split, a fifth of it held out to choose the checkpoint"
     dtype = _frozen_dtype(recipe, "grpo", changes)
     model, processor = load_run_stage(run, "cold_start", **dtype)
-    if torch.cuda.is_available() and not is_thinker(model):   # whose recipe says what fits
-        changes = _memory_plan(model, recipe, changes) | changes
+    if torch.cuda.is_available(): changes = _memory_plan(model, recipe, changes) | changes
     held, rest = hold_out(run_splits(run)["human"], seed)
     return train_grpo(model, processor, rest, changes.pop("rewards", None), Path(run) / "grpo",
                       recipe, validation=held, wheels=run_wheels(run), seed=seed, **changes)
 
 # %% ../nbs/machinery/stages.ipynb #f13e445e
 def _memory_plan(model, recipe, changes):
-    "What `plan_memory` says for the first GPU"
+    "What `plan_memory` says for the first GPU; nothing for a thinker, whose recipe has the sizes"
+    if is_thinker(unwrap_peft(model)): return {}
     settings = stage_settings(model, "grpo", recipe, changes)
     gib = torch.cuda.get_device_properties(0).total_memory / 2**30
     answers = settings["num_prompts"] * settings["num_generations"]

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from transformers import AutoConfig
 from trl import GRPOTrainer
 
-from affectgpt_r1 import grpo_trainer, omni_model, sampling_checks
+from affectgpt_r1 import grpo_trainer, omni_model, sampling_checks, stages
 from affectgpt_r1.checkpoints import load_stage, merge_stage, save_start
 from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.grpo import read_completions, train_grpo
@@ -397,6 +397,22 @@ def test_a_planted_fault_is_found(rows, texts, tmp_path, monkeypatch, fault):
         train_grpo(model, processor, Dataset.from_list([rows[0], rows[2], rows[3]]),
                    ([noisy], [1.]), tmp_path, **GRPO | settings)
     print(f"{fault}: {e.value}")
+
+
+def test_dropout_of_adapters_is_no_fault(rows, texts, tmp_path):
+    "Two passes that draw their own dropout never agree, so they are not compared"
+    model, processor = make_tiny_omni(texts)
+    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=.3, task_type="CAUSAL_LM",
+                      target_modules=r".*model\.layers.*\.(q_proj|v_proj)")
+    with pytest.warns(UserWarning, match="adapters have dropout"):
+        log = train_grpo(model, processor, Dataset.from_list(rows), ([noisy], [1.]), tmp_path,
+                         **GRPO | dict(lora=lora))
+    assert not any("sampling/logp_gap" in row for row in log)
+
+
+def test_the_plan_for_a_gpu_leaves_thinkers_alone(texts):
+    "Their recipe says how large a step is; the estimate is AffectGPT's"
+    assert stages._memory_plan(make_tiny_omni(texts)[0], "omni", {}) == {}
 
 
 @pytest.mark.parametrize("recipe", ["omni", "mer_r1"])
