@@ -53,14 +53,25 @@ class CheckedSet(ScoreResult):
     shared: dict    # Training file -> clips that are in it, too
 
 # %% ../nbs/machinery/benchmark_clips.ipynb #38993352
-def _stem(name):
-    "A clip's name, also if it is given as a file"
-    return re.sub(r"\.[A-Za-z]\w{1,3}$", "", clean_name(name))
+_ENDING = re.compile(
+    r"\.(?:mp4|m4v|avi|mov|mkv|webm|flv|wmv|mpe?g|m?ts|3gp|wav|mp3|flac|m4a|aac|ogg|opus|npy)$",
+    re.IGNORECASE)
 
+def _stem(name):
+    "A clip's name, also if it is given as a file; a dot may be part of a name"
+    return _ENDING.sub("", clean_name(name))
+
+def _holds_something(path):
+    "Is it a media file with content, or a folder that is not empty?"
+    if path.is_dir(): return any(path.iterdir())
+    return bool(_ENDING.search(path.name)) and path.stat().st_size > 0
+
+# %% ../nbs/machinery/benchmark_clips.ipynb #b5a78ce9
 def _stems(folder):
     "Names of the clips that a folder has something of"
     files = folder.iterdir() if folder.is_dir() else []
-    return {_stem(file.name) for file in files if not file.name.startswith((".", "~"))}
+    shown = (file for file in files if not file.name.startswith((".", "~")))
+    return {_stem(file.name) for file in shown if _holds_something(file)}
 
 def _subtitle_names(file, column):
     "Clips with a row in a table of subtitles; none where there is no table"
@@ -78,7 +89,8 @@ def _parts_of(root, key):
 
 def _is_scored(gold):
     "Does a clip count? Its gold is a word, words or a number"
-    return gold not in (0, "neutral", ["neutral"])
+    words = [gold] if isinstance(gold, str) else gold if isinstance(gold, list) else None
+    return gold != 0 if words is None else {*map(str.casefold, words)} != {"neutral"}
 
 # %% ../nbs/machinery/benchmark_clips.ipynb #26e293c0
 def _check_set(root, key, path, training):
@@ -87,7 +99,7 @@ def _check_set(root, key, path, training):
     names = {name: _stem(name) for name in gold}
     missing = {what: [n for n, stem in names.items() if stem not in stems]
                for what, stems in parts.items()}
-    shared = {file: [n for n, stem in names.items() if stem in known]
+    shared = {file: [n for n, stem in names.items() if stem.casefold() in known]
               for file, known in training.items()}
     return CheckedSet(
         key, len(gold), UNIBENCH[key].n_clips, COUNT_REASONS[key],
@@ -101,7 +113,8 @@ def check_unibench(
 ) -> list[CheckedSet]:                # Of the sets whose label file is there
     "Which clips of MER-UniBench are there; raises an error where a label file is broken or none is"
     if not Path(root).is_dir(): raise FileNotFoundError(f"{root}: no such folder")
-    known = {str(file): set(map(_stem, read_csv(file, []).index)) for file in training}
+    known = {str(file): {_stem(name).casefold() for name in read_csv(file, []).index}
+             for file in training}
     files = {key: gold_file(root, key) for key in UNIBENCH}
     found = [_check_set(root, key, file, known) for key, file in files.items() if file]
     if found: return found

@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+import affectgpt_r1
 from .command_options import add_set, with_config
 from .terminal import explain_missing, printable_messages
 
@@ -338,6 +339,8 @@ def _add_studies(commands):
 def _parsers():
     "The parser of the command line, and that of each command by its name"
     parser = argparse.ArgumentParser(prog="affectgpt-r1", allow_abbrev=False)
+    parser.add_argument("--version", action="version",
+                        version=affectgpt_r1.__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (_add_score, _add_submit, _add_check, _add_features, _add_stages, _add_predict,
                 _add_tools, _add_plan, _add_studies):

@@ -434,7 +434,9 @@ def test_clips_of_the_nine_sets(tmp_path):
     video = root / "iemocap-process/subvideo-tgt"
     video.mkdir()
     for name in [*states, "of_no_clip"]:
-        (video / f"{name}.avi").touch()
+        (video / f"{name}.avi").write_bytes(b"a film")
+    (video / "notes.txt").write_text("no film")
+    (video / "empty.avi").touch()
     train = tmp_path / "train.csv"
     train.write_text("\n".join(["name", f"{next(iter(states))}.avi", "another"]))
     code, out, _ = command("check-data", "--unibench", root, "--train", train)
@@ -510,3 +512,19 @@ def test_faults_are_told_beside_a_gold(tmp_path, gold):
     code, out, _ = command("submit", some, gold, "--gold", gold)
     assert code == 1 and "fault" in out
     assert command("submit", some, gold, "--max-labels", 0)[0] == 1
+
+
+def test_names_with_dots_and_another_case(tmp_path):
+    "clip.v1 is not clip.v9, and SAMPLE_1 is sample_1"
+    from affectgpt_r1.benchmark_clips import _is_scored, _stem
+
+    assert [_stem(n) for n in ("clip.v1", "a.MP4", "b.wav ", "c")] == ["clip.v1", "a", "b", "c"]
+    assert [_is_scored(x) for x in (0, -1.5, "Neutral", ["Neutral"], ["sad", "neutral"])] == [
+        False, True, False, False, True]
+    folder = tmp_path / "ovmerdplus-process"
+    folder.mkdir()
+    csv(folder / "ovlabel.csv", dict(sample_1="[happy]", **{"clip.v1": "[sad]"}))
+    train = tmp_path / "train.csv"
+    train.write_text("name\nSAMPLE_1\nclip.v9\n")
+    found = {s.key: s for s in check_unibench(tmp_path, [train])}
+    assert found["OVMERDPlus"].shared == {str(train): ["sample_1"]}
