@@ -255,10 +255,10 @@ def _is_jsonl(data):
     except (ValueError, RecursionError): return False
 
 # %% ../nbs/machinery/tables.ipynb #c6f89260
-def _by_column(held, column):
-    "Does a json file hold column by column? A clip may be called name, too"
+def _has_columns(held, column):
+    "Are the keys of a json object columns? Else they are clips, and one may be called name"
     columns = {column, "openset", "labels", "gold", "gt", "pred", "prediction", "reply"}
-    return isinstance(held.get("name"), list) and bool(held.keys() & columns)
+    return isinstance(held, dict) and "name" in held and bool(held.keys() & columns)
 
 def _rows_of(path, columns):
     "The rows of a json file that holds column by column"
@@ -269,8 +269,8 @@ def _rows_of(path, columns):
 def _records(path, data, column):
     "Pairs of name and record of a json or jsonl file; the settings that head replies are no record"
     held = read_jsonl(path) if _is_jsonl(data) else read_json(path)
-    if isinstance(held, dict) and isinstance(held.get("name"), str): held = [held]
-    if isinstance(held, dict) and _by_column(held, column): held = _rows_of(path, held)
+    if _has_columns(held, column):
+        held = _rows_of(path, held) if isinstance(held["name"], list) else [held]
     if isinstance(held, dict): return list(held.items())
     if other := [x for x in held if not isinstance(x, dict)]:
         raise ValueError(f"{path}: {shorten(other[0])} is no object with a name")
