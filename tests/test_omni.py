@@ -371,7 +371,7 @@ def test_clips_without_media_are_refused(rows, texts, tmp_path):
     "A processor that comes back with nothing, as where all frames are left out"
     model, processor = make_tiny_omni(texts)
     blind = [row | dict(video="", audio="") for row in rows]
-    with pytest.raises(ValueError, match="the clips do not reach the policy"):
+    with pytest.raises(ValueError, match="the clips do not reach the model"):
         train_grpo(model, processor, Dataset.from_list(blind), ([noisy], [1.]), tmp_path, **GRPO)
 
 
