@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 import tempfile
 from pathlib import Path
 
@@ -912,16 +913,19 @@ def write_prepared(lab, run):
 def launch(run, command, *args):
     "What a command prints that runs in two processes on a CPU, with the config for several GPUs"
     how = ["--config_file", str(ROOT / "configs/ddp.yaml"), "--num_processes", "2"]
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "accelerate.commands.launch", *how, "--main_process_port", "0",
-            "-m", "affectgpt_r1", command, "--run-dir", str(run), *args],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    for _ in range(2):   # on a busy machine a process was seen to abort in gloo; cause not known
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "accelerate.commands.launch", *how, "--main_process_port", "0",
+                "-m", "affectgpt_r1", command, "--run-dir", str(run), *args],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        if "SIGABRT" not in done.stderr: break
+        warnings.warn(done.stderr[-9000:])
+    assert done.returncode == 0, done.stderr[-9000:]
     return done.stdout
 
 
