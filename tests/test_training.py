@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import warnings
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -916,8 +916,9 @@ def launch(run, command, *args):
     for _ in range(2):   # on a busy machine a process was seen to abort in gloo; cause not known
         done = subprocess.run(
             [
-                sys.executable, "-m", "accelerate.commands.launch", *how, "--main_process_port", "0",
-                "-m", "affectgpt_r1", command, "--run-dir", str(run), *args],
+                sys.executable, "-m", "accelerate.commands.launch", *how,
+                "--main_process_port", "0", "-m", "affectgpt_r1", command,
+                "--run-dir", str(run), *args],
             cwd=ROOT,
             capture_output=True,
             text=True,
