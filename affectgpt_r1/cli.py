@@ -13,7 +13,8 @@ from pathlib import Path
 
 import affectgpt_r1
 from .command_options import add_set, with_config
-from .terminal import explain_missing, printable_messages
+from .messages import printable
+from .terminal import exit_code, explain_missing, printable_messages
 
 # %% ../nbs/machinery/cli.ipynb #1b1dfd30
 def _further(args, function, *taken):
@@ -34,14 +35,22 @@ def _check_unibench(args):
         raise ValueError("--unibench looks at the nine test sets alone: give the label files of "
                          "the training clips as --train")
     from affectgpt_r1.benchmark_clips import print_unibench
-    from affectgpt_r1.terminal import exit_code
-    sys.exit(exit_code(lambda: print_unibench(args.unibench, args.train, args.json)))
+    return print_unibench(args.unibench, args.train, args.json)
 
-def _check_data(args):
-    if args.unibench: return _check_unibench(args)
+# %% ../nbs/machinery/cli.ipynb #090af22b
+def _check_splits(args):
+    "Look at the clips to train and test with"
     if args.train or args.json: raise ValueError("--train and --json belong to --unibench")
+    if not _sources(args):
+        raise ValueError("what is to be checked? Give --caption, --human or --test FOLDER:TRACK, "
+                         "or --unibench FOLDER")
     from affectgpt_r1.splits import load_splits
     load_splits(**_sources(args), missing=args.missing, leakage=args.leakage)
+    return 0
+
+def _check_data(args):
+    code = exit_code(lambda: (_check_unibench if args.unibench else _check_splits)(args))
+    if code: sys.exit(code)
 
 # %% ../nbs/machinery/cli.ipynb #08767b6d
 def _parts(given):
@@ -120,7 +129,6 @@ def _rehearse(args):
 def _predict(args):
     "Print what a model says about each video, and how probable each word is"
     from affectgpt_r1.demo import default_model
-    from affectgpt_r1.messages import printable
     if args.subtitle and len(args.clips) > 1:
         raise ValueError(f"--subtitle says what is heard in one clip; {len(args.clips)} are given")
     model = default_model(args.model)
@@ -152,7 +160,6 @@ def _replicate(args):
 # %% ../nbs/machinery/cli.ipynb #8f89b57d
 def _score(args):
     from affectgpt_r1.score_report import print_score
-    from affectgpt_r1.terminal import exit_code
     how = args.metric, args.level, args.wheels, args.root, args.json
     sys.exit(exit_code(lambda: print_score(*_gold_and_answers(args), *how)))
 
@@ -166,7 +173,6 @@ def _gold_and_answers(args):
 
 def _submit(args):
     from affectgpt_r1.submissions import print_submission
-    from affectgpt_r1.terminal import exit_code
     from affectgpt_r1.wheels import load_wheels
     what = args.pred, args.candidates, args.out, args.max_labels, args.gold
     sys.exit(exit_code(lambda: print_submission(*what, load_wheels(args.wheels, args.root),
@@ -247,11 +253,13 @@ def _add_stages(commands):
 # %% ../nbs/machinery/cli.ipynb #0f2580f0
 _CODES = "exit code: 0 if all is well, 1 for files that cannot be used or have a fault, 2 for usage"
 
-def _add_wheels(parser):
-    "Which tables of emotion words"
+def _add_scoring(parser):
+    "Which tables of emotion words, and how the report is printed"
     parser.add_argument("--wheels", default="builtin", choices=["builtin", "v1", "v2026"],
                         help="tables of emotion words; v1 and v2026 are the authors'")
     parser.add_argument("--root", metavar="DIR", help="folder of the authors' tables")
+    parser.add_argument("--json", action="store_true", help="for a script")
+    parser.epilog = _CODES
 
 # %% ../nbs/machinery/cli.ipynb #957eed7d
 def _add_score(commands):
@@ -265,9 +273,7 @@ def _add_score(commands):
     score.add_argument("--metric", choices=["ew", "ovmer", "mer2025", "hit", "sentiment"],
                        help="by default that of a label file's set, or ew")
     score.add_argument("--level", default=1, type=int, choices=[1, 2], help="of ew")
-    _add_wheels(score)
-    score.add_argument("--json", action="store_true", help="for a script")
-    score.epilog = _CODES
+    _add_scoring(score)
 
 # %% ../nbs/machinery/cli.ipynb #14f7d11b
 def _add_submit(commands):
@@ -280,9 +286,7 @@ def _add_submit(commands):
     submit.add_argument("--max-labels", default=8, type=int, metavar="N",
                         help="most labels of an answer")
     submit.add_argument("--gold", metavar="FILE", help="gold of some of the clips, to score them")
-    _add_wheels(submit)
-    submit.add_argument("--json", action="store_true", help="for a script")
-    submit.epilog = _CODES
+    _add_scoring(submit)
 
 # %% ../nbs/machinery/cli.ipynb #8906094d
 def _add_tools(commands):
@@ -353,6 +357,10 @@ def main(
 ) -> None:
     "Run a command"
     parser, commands = _parsers()
-    args = with_config(sys.argv[1:] if args is None else args, commands)
+    try: args = with_config(sys.argv[1:] if args is None else args, commands)
+    except (ValueError, OSError) as e: parser.error(printable(str(e), "\n\t"))
     parsed = parser.parse_args(args)
     with explain_missing(), printable_messages(): parsed.function(parsed)
+    if "torch" in sys.modules:   # else there are no other processes
+        from affectgpt_r1.processes import leave_processes
+        leave_processes()

@@ -842,10 +842,12 @@ def test_a_terminal_obeys_no_name(media, tmp_path, capsys, fault):
     else: film.unlink()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        with pytest.raises(ValueError) as e: main(["check-data", "--human", f"{root}:human"])
+        with pytest.raises(SystemExit) as e: main(["check-data", "--human", f"{root}:human"])
+        error = capsys.readouterr().err
         main(["check-data", "--human", f"{root}:human", "--missing", "drop"])
     out = capsys.readouterr()
-    shown = [str(e.value), out.out, out.err, *(str(w.message) for w in said)]
+    assert e.value.code == 1
+    shown = [error, out.out, out.err, *(str(w.message) for w in said)]
     assert "\\x1b[2J\\u202eevil" in shown[0]
     assert not any(x in "".join(shown[:2]) for x in OBEYED[:1] + OBEYED[4])
 

@@ -450,8 +450,10 @@ def test_clips_of_the_nine_sets(tmp_path):
     (found,) = json.loads(command("check-data", "--unibench", root, "--json")[1])
     assert found["missing"]["audio"] == list(states) and found["shared"] == {}
     assert command("check-data", "--unibench", tmp_path / "no")[0] == 1
-    with pytest.raises(ValueError, match="--unibench looks at the nine test sets alone"):
-        command("check-data", "--unibench", root, "--test", "a:b")
+    code, _, err = command("check-data", "--unibench", root, "--test", "a:b")
+    assert code == 1 and "--unibench looks at the nine test sets alone" in err
+    code, _, err = command("check-data")
+    assert code == 1 and "what is to be checked?" in err
 
 
 @needs_reference

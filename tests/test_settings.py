@@ -4,6 +4,7 @@ Command line, YAML, TOML, recipes and the parameters of notebooks, which all rea
 """
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -225,13 +226,16 @@ def test_what_is_typed_wins_over_the_file(monkeypatch, tmp_path, text):
     ("lora: perhaps\n", "lora must be true or false, not 'perhaps'"),
     ("set: [{steps: 3}]", "command sft: set must be a list of texts or a table, not .*steps"),
     ("a: \u5f00", "no setting")])
-def test_yaml_faults(tmp_path, text, message):
+def test_yaml_faults(capsys, tmp_path, text, message):
+    "They are faults of the command line: a message, and exit code 2"
     (tmp_path/"x.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit) as e:
         cli.main(["sft", "--run-dir", "r", "--config", str(tmp_path/"x.yaml")])
+    assert e.value.code == 2 and re.search(message, capsys.readouterr().err)
     (tmp_path/"x.yaml").write_bytes("set: {run_name: 哎}".encode("gbk"))
-    with pytest.raises(ValueError, match="x.yaml: is not a yaml file in UTF-8 .* GBK"):
+    with pytest.raises(SystemExit):
         cli.main(["sft", "--run-dir", "r", f"--config={tmp_path/'x.yaml'}"])
+    assert re.search("x.yaml: is not a yaml file in UTF-8 .* GBK", capsys.readouterr().err)
 
 
 TOML = """
