@@ -202,6 +202,8 @@ def test_csv_comes_back(tmp_path, held, separator, quoting, end, more):
 @given(clips, st.integers(0, 10**4))
 def test_json_comes_back(tmp_path, held, cut):
     "Names and texts come back; of a file that is cut, its whole lines"
+    columns = {"reply", "openset", "labels", "gold", "gt", "pred", "prediction"}
+    assume(not ("name" in held and held.keys() & columns))   # one record, not clips of these names
     records = [dict(name=name, reply=reply) for name, reply in held.items()]
     lines = [json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in records]
     whole, path = b"".join(lines), tmp_path/"x.jsonl"

@@ -20,7 +20,10 @@ from tools.site import relative_links
 
 PLAY = ROOT / "nbs/tutorials/play.ipynb"
 UNKNOWN = ["neutral", "zork", "qwertyish", "ünknöwn"]
-JOINTS = [", ", ",", " , ", "; ", " and ", ", and ", " or ", "/", ".  "]
+JOINTS = [", ", ",", " , ", "; ", " and ", ", and ", " or ", "/", ".  ", "…, "]
+DASHES = [" – ", " — ", " - "]   # but a field, a grade or a reason isn't read by the page:
+NO_DASH = re.compile("mood|emotion|feeling|sentiment|attitude|mild|likely| ", re.I)   # Mood – sad
+QUOTES = ["{}"] * 12 + ["“{}”", "‘{}’", "`{}`", "«{}»", '"{}"', "'{}'"]   # as a phone types them
 WIDTHS = [390, 1280]
 
 
@@ -49,7 +52,10 @@ def random_list(rng, vocabulary, most):
     words += list(rng.choice(UNKNOWN, rng.integers(0, 2)))
     words += words[:1] * int(rng.integers(0, 2))
     words = [str(rng.choice([w, w.title(), w.upper()])) for w in words]
-    return "".join(w + str(rng.choice(JOINTS)) for w in words)
+    joints = [JOINTS + ([] if any(map(NO_DASH.search, words[i:i + 2])) else DASHES)
+              for i in range(len(words))]
+    words = [str(rng.choice(QUOTES)).format(w) for w in words]
+    return "".join(w + str(rng.choice(some)) for w, some in zip(words, joints))
 
 
 def pairs(n=500, seed=0):

@@ -6,7 +6,8 @@ function playReward(data) {
   for (const [codes, forms] of data.forms) for (const form of forms.split(",")) masks.set(form, codes);
   const trimmed = text => text.replace(/^[ .\-_']+|[ .\-_']+$/g, "");
   const separators = new RegExp([
-    /[[\]{}()<>"*#|/\\,;:&+~=%$^@!?\n\t]+/,          // never part of a label
+    /[[\]{}()<>…*#|/\\,;:&+~=%$^@!?\n\t]+/,          // never part of a label
+    /(?:^|[ ])(?:[–—]|-+)(?=[ ]|$)/,                 // a dash between words, or a bullet
     /(?<!\w)'|'(?!\w)/,                              // quotes, but not the apostrophe inside a word
     /(?<![.])[.]+(?=\s|,|$)/,                        // the end of a sentence
     /[ ](?:and|or|but|as well as|along with)(?=[ ])/,
@@ -32,7 +33,9 @@ function playReward(data) {
       while ((shorter = label.replace(lead, "")) !== label) label = shorter;
       return trimmed(label.replace(tail, ""));
     };
-    return text.trim().toLowerCase().split(separators).map(clean).filter(x => /\p{L}/u.test(x));
+    const plain = text.trim().toLowerCase().replace(/[‘’]/g, "'").replace(/[“”„«»`]/g, '"')
+      .replace(/"\s*"/g, ",").replaceAll('"', " ");
+    return plain.split(separators).map(clean).filter(x => /\p{L}/u.test(x));
   }
   const known = word => masks.get(word.toLowerCase().trim());
   const sectors = words => data.wheels.map((_, k) => words.reduce((all, w) => all | (known(w)?.[k] ?? 0), 0));
