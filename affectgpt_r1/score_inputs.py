@@ -94,9 +94,16 @@ def _one_csv(path, z):
     return z.read(*held)
 
 # %% ../nbs/machinery/score_inputs.ipynb #6b83c4a7
+def _check_whole(path):
+    "Raises ValueError for a zip file (npz, Excel) without its end"
+    with open(path, "rb") as file: head = file.read(4)
+    if head == b"PK\x03\x04":
+        raise ValueError(f"{path}: begins as a zip file (npz, Excel), but its end is missing: "
+                         "copy or download it again")
+
 def _zipped_csv(path):
     "The one csv in a zip file; None for other files"
-    if not zipfile.is_zipfile(path): return None
+    if not zipfile.is_zipfile(path): return _check_whole(path)
     try:
         with zipfile.ZipFile(path) as z: return _one_csv(path, z)
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as e:

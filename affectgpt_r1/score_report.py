@@ -65,8 +65,8 @@ def _read_both(path):
     "Gold and answers of one file"
     files = [read_answer_file(path, names) for names in _BOTH]
     if all(file.column for file in files): return files
-    raise ValueError(f"{files[0].name}: holds one column only; give the gold, too: "
-                     f"affectgpt-r1 score GOLD {path}")
+    raise ValueError(f"{files[0].name}: holds one column only; give the gold and "
+                     "the answers: affectgpt-r1 score GOLD PRED")
 
 # %% ../nbs/machinery/score_report.ipynb #6aa43a10
 def _read_sides(gold, pred, metric):

@@ -131,7 +131,7 @@ def test_one_file_without_gold_is_refused(tmp_path):
     "It would be scored against itself"
     for kind in ("npz", "json"):
         code, _, err = command("score", as_file(kind, tmp_path, PRED))
-        assert code == 1 and "give the gold, too: affectgpt-r1 score GOLD" in err
+        assert code == 1 and "the answers: affectgpt-r1 score GOLD PRED" in err
 
 
 def test_the_gold_is_found_by_the_clips(tmp_path):
