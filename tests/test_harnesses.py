@@ -4,9 +4,11 @@ it is installed"""
 import asyncio
 import copy
 import json
+import os
 import pickle
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -27,6 +29,7 @@ from affectgpt_r1.unibench import UNIBENCH
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the published:UserWarning",
                                         "ignore:.*masked:UserWarning")
+ROOT = Path(__file__).resolve().parent.parent
 SETS = list(HARNESS_SETS)
 GOLD = [["happy", "relieved"], ["sad"], ["neutral"], ["angry", "hurt"], ["scared"]]
 PRED = [["joyful"], ["tired", "down", "happy"], ["happy"], [], ["afraid", "zork"]]
@@ -244,26 +247,22 @@ def test_as_inspect_calls_it():
     assert metric.__annotations__["scores"] == list[object]   # else it gets bare scores
 
 
-def test_in_inspect(tmp_path):
+@pytest.fixture(scope="module")
+def inspect_python():
+    "An interpreter that has inspect: `make test` makes an environment for it"
+    own = ROOT/".venv-inspect/bin/python"
+    has = own.exists() and not subprocess.run([own, "-c", "import inspect_ai, pandas"],
+                                              capture_output=True).returncode
+    return own if has else pytest.skip("inspect-ai is missing: .venv-inspect lacks it")
+
+
+def test_in_inspect(tmp_path, inspect_python):
     "An evaluation with inspect's own mock model, two epochs"
-    pytest.importorskip("inspect_ai", reason="inspect-ai is missing")
-    from inspect_ai import Task, eval
-    from inspect_ai.dataset import Sample
-    from inspect_ai.model import ModelOutput, ModelUsage, get_model
-
-    def answer(messages, *_):
-        text = f"<answer>{', '.join(PRED[int(messages[-1].text)])}</answer>"
-        output = ModelOutput.from_content("mockllm/model", text)
-        output.usage = ModelUsage()   # else it counts tokens with a file from the network
-        return output
-
-    samples = [Sample(input=str(i), target=g if i % 2 else ", ".join(g))
-               for i, g in enumerate(GOLD)]
-    task = Task(dataset=samples, scorer=inspect_scorer(), epochs=2)
-    model = get_model("mockllm/model", custom_outputs=answer)
-    (log,) = eval(task, model=model, log_dir=str(tmp_path), display="none")
-    assert log.status == "success", log.error
-    metrics = {name: m.value for s in log.results.scores for name, m in s.metrics.items()}
+    done = subprocess.run(
+        [inspect_python, ROOT/"tests/in_inspect.py", json.dumps([GOLD, PRED]), tmp_path],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert not done.returncode, done.stderr
+    metrics = json.loads(done.stdout.splitlines()[-1])
     assert metrics["ew_f"] == close(WANT.f) and set(metrics) == {"ew_f", "mean"}
 
 
