@@ -117,7 +117,7 @@ def test_without_ties_it_is_bradley_terry():
 
 
 def test_ties_of_a_judge_are_no_half_wins():
-    "One win and two losses come before three ties, as the equations have it"
+    "A win and two losses come before two ties and a loss, as the equations have it"
     order = "abcd"
     def judge(row, a, b):
         if {a, b} == {"a", "b"}: return float(a == "a")
