@@ -114,10 +114,10 @@ def _silent(rewards, state):
     return silent
 
 # %% ../nbs/machinery/outcomes.ipynb #cdf2d898
-def _sampler_gaps(log):
+def _sampler_gaps(state):
     "How far sampler and loss were apart, over all steps in which they were compared"
-    gaps = [(r["sampling/logp_gap"], r["sampling/logp_gap_max"]) for r in log
-            if "sampling/logp_gap_max" in r]
+    names = "sampling/logp_gap", "sampling/logp_gap_max"
+    gaps = [[r[name] for name in names] for r in state.log_history if names[1] in r]
     if not gaps: return {}
     means, largest = zip(*gaps)
     return dict(logp_gap=sum(means)/len(means), logp_gap_max=max(largest))
@@ -142,5 +142,4 @@ def check_outcome(
     for problem in (*reasons, *_less(state, clips), *_best(state, state.log_history)):
         warnings.warn(f"this run is saved, but {problem}", stacklevel=2)
     return dict(steps=state.global_step, asked_steps=state.max_steps, weights=len(before),
-                changed_weights=changed, clips=clips and clips["read"],
-                **_sampler_gaps(state.log_history))
+                changed_weights=changed, clips=clips and clips["read"], **_sampler_gaps(state))
