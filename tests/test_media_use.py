@@ -40,7 +40,8 @@ def use(): return media_use(*toy(), ROWS, max_new_tokens=6)
 
 
 def test_each_channel_and_way_has_a_row(use):
-    assert list(use.index) == [(c, how) for c in CHANNEL_COLUMNS for how in ("silenced", "shuffled")]
+    ways = "silenced", "shuffled"
+    assert list(use.index) == [(channel, how) for channel in CHANNEL_COLUMNS for how in ways]
     assert ((use["logp_low"] <= use["logp_shift"]) & (use["logp_shift"] <= use["logp_high"])).all()
     assert ((use["low"] <= use["change"]) & (use["change"] <= use["high"])).all()
     lines = media_use_lines(use.reset_index().to_dict("records"))
