@@ -200,6 +200,7 @@ def run_evaluation(
     run: str | Path,             # Folder of the run, with both models
     mode: str | None = None,     # "answer" or "think"; the one that the cold start was in if None
     seed: int = 0,               # Of the sampled answers
+    media_clips: int = 100,      # For so many clips the use of the media is looked at; 0: for none
     **settings: Any              # Further arguments of `predict_clips`
 ) -> dict[str, dict]:            # Scores by model and kind of answers, also in `scores.json`
     "Greedy and sampled answers of both models to the test clips, and their scores"
@@ -207,13 +208,13 @@ def run_evaluation(
     mode = mode or read_json(run / "cold_start/run.json")["mode"]
     test = run_splits(run)["test"]
     for name in ("cold_start", "grpo"):
-        scores |= _stage_scores(run, name, test, mode, seed, settings)
+        scores |= _stage_scores(run, name, test, mode, seed, media_clips, settings)
     if PartialState().is_main_process:
         (run / "scores.json").write_text(json.dumps(scores, indent=1))
     return scores
 
 # %% ../nbs/machinery/stages.ipynb #ce54efcf
-def _stage_scores(run, name, test, mode, seed, settings):
+def _stage_scores(run, name, test, mode, seed, media_clips, settings):
     "The scores of one model, by kind of answers"
     model, processor = load_run_stage(run, name)
     model, scores = model.to(PartialState().device).eval(), {}
@@ -221,21 +222,13 @@ def _stage_scores(run, name, test, mode, seed, settings):
         out = run / f"predictions/{name}-{kind}.jsonl"
         table = predict_clips(model, processor, test, mode, out, seed=seed, **settings | how)
         scores[f"{name}, {kind}"] = _score(run, test, table, mode)
-    use = _media_use(run, model, processor, test, mode, seed, settings)
-    scores[f"{name}, greedy"]["media_use"] = use
+    rows = list(test)[:media_clips]
+    if len(rows) < 2: return scores   # none, or one that has no other to be shuffled with
+    use = media_use(model, processor, rows, mode, run_wheels(run), seed, **settings)
+    scores[f"{name}, greedy"]["media_use"] = use.reset_index().to_dict("records")
     return scores
 
 # %% ../nbs/machinery/stages.ipynb #23488a99
-_MEDIA_CLIPS = 100   # for which the use of the media is looked at: it takes six passes more
-
-
-def _media_use(run, model, processor, test, mode, seed, settings):
-    "How much each channel changes the greedy answers to the first test clips, as records"
-    rows = list(test)[:_MEDIA_CLIPS]
-    use = media_use(model, processor, rows, mode, run_wheels(run), seed, **settings)
-    return use.reset_index().to_dict("records")
-
-
 def _score(run, test, table, mode):
     "The scores of a table of replies, the share of cut ones too, with the wheels of the run"
     gold = dict(zip(test["name"], test["labels"]))

@@ -124,3 +124,22 @@ def test_claims_measure_it_for_each_stage():
     assert calls == list(claims.STAGES) and len(table) == 6*len(calls)
     assert {"stage", "channel", "how", "change", "logp_shift"} <= {*table.columns}
     assert np.isfinite(table.select_dtypes(float)).all().all() and isinstance(table, pd.DataFrame)
+
+
+def test_an_evaluation_has_it_for_some_clips(monkeypatch):
+    "For as many as asked, and for none where there are not two"
+    from affectgpt_r1 import stages
+    model, processor = toy()
+    seen = {}
+    def use_of(model, processor, rows, *args, **settings):
+        seen.update(n=len(rows), settings=settings)
+        return pd.DataFrame([dict(change=0.)], pd.MultiIndex.from_tuples([("face", "silenced")]))
+    monkeypatch.setattr(stages, "load_run_stage", lambda run, name: (model, processor))
+    monkeypatch.setattr(stages, "predict_clips", lambda *args, **settings: None)
+    monkeypatch.setattr(stages, "_score", lambda *args: {})
+    monkeypatch.setattr(stages, "run_wheels", lambda run: None)
+    monkeypatch.setattr(stages, "media_use", use_of)
+    for asked, given in ((5, 5), (100, 12), (1, None), (0, None)):
+        seen.clear()
+        scores = stages._stage_scores(ROOT, "grpo", ROWS, "answer", 0, asked, dict(batch_size=2))
+        assert seen.get("n") == given and ("media_use" in scores["grpo, greedy"]) == bool(given)
