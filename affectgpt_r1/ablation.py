@@ -109,7 +109,7 @@ def ablation_rewards(
     "The rewards of a setting"
     recipe, mode = _recipe(setting["recipe"]), setting["mode"]
     components, judge = dict(recipe.weights), None
-    if "perception" in components: judge = likelihood_judge(frozen_score(model, processor))
+    if "perception" in components: judge = likelihood_judge(frozen_score(model, processor, mode))
     functions, weights = make_rewards(recipe, wheels, setting["penalty"] or None, mode, judge)
     if setting["gold"] == "first": functions = [_first_label_only(f) for f in functions]
     others = list(_log_only(components, wheels, mode))

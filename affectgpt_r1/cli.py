@@ -141,11 +141,14 @@ def _predict(args):
 # %% ../nbs/machinery/cli.ipynb #23514317
 def _evaluate(args):
     from affectgpt_r1.evaluate import predict_clips
+    from affectgpt_r1.media_use import media_use_lines
     from affectgpt_r1.stages import run_evaluation
     taken = ("mode", "out", "seed", "sample", "temperature", "top_p")   # what a run decides
     settings = _further(args, predict_clips, *taken)
     scores = run_evaluation(args.run_dir, args.mode, args.seed, **settings)
-    for name, s in scores.items(): print(f"{name}: EW F {s['ew_f']:.3f}")
+    for name, s in scores.items():
+        print(f"{name}: EW F {s['ew_f']:.3f}")
+        for line in media_use_lines(s.get("media_use", [])): print("  " + line)
 
 def _ablation(args):
     from affectgpt_r1.ablation import run_ablation

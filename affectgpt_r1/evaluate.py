@@ -38,12 +38,13 @@ from .wheels import EmotionWheels, load_wheels
 def shuffle_clips(
     rows: list[dict],  # Rows with `video` and `audio`
     seed: int = 0,     # Of the order
-) -> list[dict]:       # The same rows, each with `video`, `audio` and `face` of another
+    columns: tuple[str, ...] = ("video", "audio", "face"),   # What another clip gives
+) -> list[dict]:       # The same rows, each with these columns of another
     "Pair every question with the media of another clip"
     if len(rows) < 2: raise ValueError("shuffling the media needs at least two clips")
     order = np.random.default_rng(seed).permutation(len(rows))
     donor = dict(zip(order, np.roll(order, 1)))
-    def media(row): return {k: row[k] for k in ("video", "audio", "face") if k in row}
+    def media(row): return {k: row[k] for k in columns if k in row}
     return [row | media(rows[donor[i]]) for i, row in enumerate(rows)]
 
 # %% ../nbs/12_evaluate.ipynb #c024

@@ -93,9 +93,13 @@ class _Compares(_KeepsClips):
         "Compare log-probabilities with the sampler's, where these are known and still hold"
         if self.batch is None or self.state.global_step != self.sampled_in: return
         if not self.model.training or draws_dropout(self.model): return
-        gap = compare_logps(self, self.batch["sampled_logps"], logps, self.batch["completion_mask"],
-                            self.batch["clip_names"], what)
-        if gap is not None: self._metrics["train"]["sampling/logp_gap"].append(gap)
+        gaps = compare_logps(self, self.batch["sampled_logps"], logps,
+                             self.batch["completion_mask"], self.batch["clip_names"], what)
+        if gaps is None: return
+        means, largest = (self._metrics["train"][f"sampling/{name}"]
+                          for name in ("logp_gap", "logp_gap_max"))
+        means.append(gaps[0])
+        largest[:] = [max([gaps[1], *largest])]   # trl logs the mean of a list: here the one number
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #cc76602c
 class _LearnsFromClips(_Compares):

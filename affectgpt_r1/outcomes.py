@@ -113,6 +113,15 @@ def _silent(rewards, state):
                          "so no answer was preferred to another. Do they know these clips' gold?")
     return silent
 
+# %% ../nbs/machinery/outcomes.ipynb #cdf2d898
+def _sampler_gaps(state):
+    "How far sampler and loss were apart, over all steps in which they were compared"
+    names = "sampling/logp_gap", "sampling/logp_gap_max"
+    gaps = [[r[name] for name in names] for r in state.log_history if names[1] in r]
+    if not gaps: return {}
+    means, largest = zip(*gaps)
+    return dict(logp_gap=sum(means)/len(means), logp_gap_max=max(largest))
+
 # %% ../nbs/machinery/outcomes.ipynb #fa3f1ad6
 def check_outcome(
     before: dict[str, str],         # From `trained_weights`, before the first step
@@ -121,7 +130,7 @@ def check_outcome(
     limit: int,                     # Longest answer, in tokens
     clips: dict[str, int] | None = None,   # asked, read, there: how many
     rewards: Iterable[str] = (),    # Names of the rewards that count
-) -> dict:                          # steps, asked_steps, weights, changed_weights, clips
+) -> dict:       # steps, asked_steps, weights, changed_weights, clips; of GRPO, the gaps too
     "What a run has done; raises ValueError where that is nothing, and warns where it is less"
     _check_read(clips)
     changed, reasons = _check_weights(before, after), reasons_in(state.log_history, limit)
@@ -133,4 +142,4 @@ def check_outcome(
     for problem in (*reasons, *_less(state, clips), *_best(state, state.log_history)):
         warnings.warn(f"this run is saved, but {problem}", stacklevel=2)
     return dict(steps=state.global_step, asked_steps=state.max_steps, weights=len(before),
-                changed_weights=changed, clips=clips and clips["read"])
+                changed_weights=changed, clips=clips and clips["read"], **_sampler_gaps(state))

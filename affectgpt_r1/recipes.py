@@ -39,13 +39,13 @@ class TrainingRecipe:
 
 # %% ../nbs/machinery/recipes.ipynb #a35fdaca
 _PAPER_SFT = dict(   # setting -> (value, where it comes from)
-    mode=("answer", "paper: 68.39 on OV-MERD+ without thinking, 66.49 with"),
+    mode=("answer", "paper: 68.39 on OV-MERD+ without thinking; notes: 66.49 with"),
     lora=(True, "AffectGPT: rank 16, alpha 32, and the fusion; without its dropout of 0.05"),
-    learning_rate=(1e-5, "paper"),
+    learning_rate=(1e-5, "paper: one rate for both phases"),
     lr_scheduler_type=("constant", "AffectGPT's code: its warm-up and decay never take place"),
     warmup_steps=(0, "the same"),
     batch_size=(3, "paper"),
-    epochs=(29, "AffectGPT: 60 rounds of 5,000 steps are 28.7 passes; which one was kept varies"),
+    epochs=(29, "paper: at most 60 rounds; of AffectGPT's 5,000 steps, they are 28.7 passes"),
     weight_decay=(0.05, "AffectGPT's code"),
     max_grad_norm=(1.0, "ours; AffectGPT does not clip gradients"),
     shuffle_labels=(False, "ours"),
@@ -55,17 +55,17 @@ _PAPER_SFT = dict(   # setting -> (value, where it comes from)
 _PAPER_GRPO = dict(
     mode=_PAPER_SFT["mode"],
     rewards=("acc", "paper: the accuracy reward on the answer alone, without thinking"),
-    penalty=("p3", "paper: 68.05 with P3, 67.79 with P2; without one, answers grow"),
-    lora=(True, "as in the cold start; that RL trains the same parts is inferred"),
-    learning_rate=(1e-5, "paper"),
+    penalty=("p3", "paper: P3 (68.05) or P2 (67.79); without one (68.39), answers grow"),
+    lora=(True, "as in the cold start; paper: what it does not name is as in AffectGPT"),
+    learning_rate=(1e-5, "paper: one rate for both phases"),
     lr_scheduler_type=("constant", "as in the cold start"),
     warmup_steps=(0, "the same"),
     num_prompts=(1, "paper: batch 1"),
     num_generations=(4, "paper: more bring nothing, 2 is worse"),
-    steps=(1000, "ours: one pass over 1,000 clips; the paper's number is not known"),
+    steps=(1000, "ours: one pass over the paper's 1,000 clips; its number is not known"),
     beta=(0., "re-implementations: no KL term"),
     epsilon=(0.2, "re-implementations, all of them"),
-    scale_rewards=("group", "paper: reward minus the group's mean, over its deviation"),
+    scale_rewards=("group", "notes: reward minus the group's mean, over its deviation"),
     loss_type=("grpo", "re-implementations: mean over tokens, then over answers"),
     temperature=(1., "ours; 0.8 in two re-implementations"),
     save_steps=(100, "ours"))
@@ -74,7 +74,7 @@ _PAPER_GRPO = dict(
 _THINK = dict(mode=("think", "paper: the form with a thought first"))
 _PAPER_THINK_SFT = _PAPER_SFT | _THINK
 _PAPER_THINK_GRPO = _PAPER_GRPO | _THINK | dict(
-    rewards=("acc+format", "paper: 66.49, the best of its rewards with thoughts"),
+    rewards=("acc+format", "paper: the best of its rewards with thoughts; notes: 66.49"),
     penalty=(None, "paper: penalties are shown without thoughts only"))
 
 # %% ../nbs/machinery/recipes.ipynb #2f3a60ed
@@ -102,9 +102,9 @@ _TOY_GRPO = dict(
     num_prompts=(12, "ours, tried out on toy corpora"),
     num_generations=(8, "ours"),
     steps=(400, "ours, tried out on toy corpora"),
-    beta=(0., "as the paper"),
-    epsilon=(0.2, "as the paper"),
-    scale_rewards=("group", "as the paper"),
+    beta=(0., "as the recipe paper"),
+    epsilon=(0.2, "as the recipe paper"),
+    scale_rewards=("group", "as the recipe paper"),
     loss_type=("dapo", "ours: no bonus for long wrong answers"),
     temperature=(1., "ours"),
     save_steps=(50, "ours"))

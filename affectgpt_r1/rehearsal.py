@@ -153,7 +153,7 @@ def _merge(run, shape):
 
 
 def _evaluate(run, shape):
-    scores = run_evaluation(run, max_new_tokens=12, batch_size=2)
+    scores = run_evaluation(run, media_clips=0, max_new_tokens=12, batch_size=2)
     return f"{len(scores)} sets of answers, {len(run_splits(run)['test'])} clips each"
 
 # %% ../nbs/machinery/rehearsal.ipynb #6c53b2c4

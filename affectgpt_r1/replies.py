@@ -26,7 +26,7 @@ _KINDS = {   # why a reply is not understood -> (the sentence about it, what to 
     "stopped": ("the server ended the reply before its end", "see to the server"),
     "failed": ("the server sends an error in place of a reply", "see to the server"),
     "tool call": ("the model calls a tool instead of replying", "start the server without tools"),
-    "no verdict": ("the reply prefers neither A nor B", "take a model that says only A or B"),
+    "no verdict": ("the reply prefers neither A nor B", "take a model that says only A, B or tie"),
     "several lists": ("the reply holds several lists, and does not say which one counts",
                       "take a model that keeps to the question"),
     "no list": ("the reply holds no list of words", "take a model that keeps to the question"),

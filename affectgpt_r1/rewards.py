@@ -191,13 +191,13 @@ _ALL = (*_ACC_FORMAT, ("dual", 0.6), ("alignment", 0.4), ("perception", 0.2))
 _TWO = (("precision", 1.0), ("recall", 1.0), ("format", 0.2))
 
 REWARD_RECIPES = {recipe.name: recipe for recipe in (
-    RewardRecipe("acc", _ACC, "ablation of the paper: 63.35 on OV-MERD+"),
-    RewardRecipe("acc+format", _ACC_FORMAT, "best of the same ablation: 66.49"),
+    RewardRecipe("acc", _ACC, "the paper's, in mode answer; with thoughts 63.35 on OV-MERD+"),
+    RewardRecipe("acc+format", _ACC_FORMAT, "the paper's best with thoughts: 66.49"),
     RewardRecipe("acc+format+p1", _ACC_FORMAT, "with P1", penalties=("p1",)),
     RewardRecipe("acc+format+p2", _ACC_FORMAT, "with P2", penalties=("p2",)),
     RewardRecipe("acc+format+p3", _ACC_FORMAT, "with P3", penalties=("p3",)),
-    RewardRecipe("dual", (("dual", 1.0),), "same ablation: 64.98", modes=("think",)),
-    RewardRecipe("all-five", _ALL, "same ablation: 59.53", modes=("think",)),
+    RewardRecipe("dual", (("dual", 1.0),), "the paper's ablation: 64.98", modes=("think",)),
+    RewardRecipe("all-five", _ALL, "the paper's ablation: 59.53", modes=("think",)),
     RewardRecipe("precision+recall", _TWO, "as MER-R1", penalties=(None, "p1", "p2", "p3", "p3+1"),
                  trl={"multi_objective_aggregation": "normalize_then_sum"}),
     RewardRecipe("graded", (("graded", 1.0), ("format", 0.2)), "ours"),

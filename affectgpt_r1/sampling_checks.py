@@ -83,14 +83,14 @@ def compare_logps(
     mask: Tensor,          # [batch, n] 1 where there is an answer
     names: Sequence[str],  # The clip of each row
     what: str = "loss",    # Where `logps` are from
-) -> float | None:         # The mean difference; None where nothing was noted
+) -> tuple[float, float] | None:   # Mean and largest difference; None where nothing was noted
     "Raises TrainingStopped where sampler and loss disagree about the answers"
     noted = ~sampled.isnan() & mask.bool()
     if not noted.any(): return None
     gaps = (sampled - logps.detach()).abs().masked_fill(~noted, 0)
     mean, largest = gaps[noted].mean().item(), gaps.max().item()
     half = _is_half(trainer)
-    if (mean if half else largest) <= (MEAN_GAP if half else LARGEST_GAP): return mean
+    if (mean if half else largest) <= (MEAN_GAP if half else LARGEST_GAP): return mean, largest
     raise _stopped(trainer, f"the sampler and the {what} disagree about the answers: their "
                    f"log-probabilities differ by {mean:.1e} on average, most for clip "
                    f"{names[int(gaps.max(1).values.argmax())]!r} ({largest:.1e}). Do both see the "

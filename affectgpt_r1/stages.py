@@ -22,6 +22,7 @@ from .evaluate import predict_clips, score_predictions
 from .features import FeatureCache
 from .grpo import train_grpo
 from .labels import QUESTIONS
+from .media_use import media_use
 from .memory import plan_memory
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from .omni import is_published_omni, load_omni
@@ -199,20 +200,32 @@ def run_evaluation(
     run: str | Path,             # Folder of the run, with both models
     mode: str | None = None,     # "answer" or "think"; the one that the cold start was in if None
     seed: int = 0,               # Of the sampled answers
+    media_clips: int = 100,      # For so many clips the use of the media is looked at; 0: for none
     **settings: Any              # Further arguments of `predict_clips`
 ) -> dict[str, dict]:            # Scores by model and kind of answers, also in `scores.json`
     "Greedy and sampled answers of both models to the test clips, and their scores"
-    run, scores, process = Path(run), {}, PartialState()
+    run, scores = Path(run), {}
     mode = mode or read_json(run / "cold_start/run.json")["mode"]
     test = run_splits(run)["test"]
     for name in ("cold_start", "grpo"):
-        model, processor = load_run_stage(run, name)
-        model = model.to(process.device).eval()
-        for kind, how in ANSWER_KINDS.items():
-            out = run / f"predictions/{name}-{kind}.jsonl"
-            table = predict_clips(model, processor, test, mode, out, seed=seed, **settings | how)
-            scores[f"{name}, {kind}"] = _score(run, test, table, mode)
-    if process.is_main_process: (run / "scores.json").write_text(json.dumps(scores, indent=1))
+        scores |= _stage_scores(run, name, test, mode, seed, media_clips, settings)
+    if PartialState().is_main_process:
+        (run / "scores.json").write_text(json.dumps(scores, indent=1))
+    return scores
+
+# %% ../nbs/machinery/stages.ipynb #ce54efcf
+def _stage_scores(run, name, test, mode, seed, media_clips, settings):
+    "The scores of one model, by kind of answers"
+    model, processor = load_run_stage(run, name)
+    model, scores = model.to(PartialState().device).eval(), {}
+    for kind, how in ANSWER_KINDS.items():
+        out = run / f"predictions/{name}-{kind}.jsonl"
+        table = predict_clips(model, processor, test, mode, out, seed=seed, **settings | how)
+        scores[f"{name}, {kind}"] = _score(run, test, table, mode)
+    rows = list(test)[:media_clips]
+    if len(rows) < 2: return scores   # none, or one that has no other to be shuffled with
+    use = media_use(model, processor, rows, mode, run_wheels(run), seed, **settings)
+    scores[f"{name}, greedy"]["media_use"] = use.reset_index().to_dict("records")
     return scores
 
 # %% ../nbs/machinery/stages.ipynb #23488a99

@@ -440,7 +440,7 @@ def test_completions(body):
 @fuzz
 @given(reply_text | sentences)
 def test_replies_of_judges_and_labellers(reply):
-    assert understood(read_verdict, reply) in ("A", "B", None)
+    assert understood(read_verdict, reply) in ("A", "B", "tie", None)
     labels = understood(read_label_list, reply)
     assert labels is None or all(isinstance(x, str) and x == x.strip() and x for x in labels)
 
@@ -452,7 +452,7 @@ def test_no_reply_has_an_advantage(reply):
     "Where A and B change places, so does the verdict; but A is an article, too"
     assume(not re.search(r"[AB]\s+(better|more|worse)", reply))
     swapped = reply.translate(str.maketrans("AB", "BA"))
-    other = {"A": "B", "B": "A", None: None}
+    other = {"A": "B", "B": "A", "tie": "tie", None: None}
     assert understood(read_verdict, swapped) == other[understood(read_verdict, reply)]
 
 

@@ -31,7 +31,7 @@ from affectgpt_r1.endpoints import (
     ChatEndpoint, NoReplyError, NothingReadError, RefusedError, ReplyCache, mask_tokens)
 from affectgpt_r1.fingerprints import callback_names, code_hash, function_hash
 from affectgpt_r1.judges import (
-    EndpointJudge, bradley_terry, clip_parts, likelihood_judge, perception_reward)
+    EndpointJudge, bradley_terry, clip_parts, davidson, likelihood_judge, perception_reward)
 from affectgpt_r1.labellers import EndpointLabels
 from affectgpt_r1.media import read_waveform
 
@@ -51,6 +51,92 @@ def test_bradley_terry():
     assert bradley_terry(np.zeros((3, 3))) == pytest.approx(np.ones(3))   # nothing said: all alike
     ladder = bradley_terry(np.triu(np.ones((8, 8)), 1))
     assert np.isfinite(ladder).all() and (np.diff(ladder) < 0).all()   # who never loses, too
+
+
+def likeliest(wins, ties, prior=.1):
+    "By another road: the likelihood as it is printed, by a general optimiser"
+    n, (i, j), has_tie = len(wins), np.triu_indices(len(wins), 1), bool(ties.any())
+    W, T = map(torch.tensor, (wins, ties))
+    x = torch.zeros(n + has_tie, dtype=torch.float64, requires_grad=True)
+    how = dict(max_iter=2000, tolerance_grad=1e-13, tolerance_change=1e-18, history_size=50)
+    optimizer = torch.optim.LBFGS([x], line_search_fn="strong_wolfe", **how)
+    def minus():
+        optimizer.zero_grad()
+        s, b = x[:n].exp(), x[n].exp() if has_tie else torch.zeros(())
+        all_of = s[i] + s[j] + b
+        found = W[i, j] @ (s[i]/all_of).log() + W[j, i] @ (s[j]/all_of).log()
+        if has_tie: found = found + T[i, j] @ (b/all_of).log() - prior*(b + 1).log()
+        loss = -found - prior*((s/(s + 1)).log() + (1/(s + 1)).log()).sum()
+        loss.backward()
+        return loss
+    for _ in range(3): optimizer.step(minus)
+    return x.detach().exp().numpy()
+
+
+def verdicts(kind, n=4):
+    "Wins and ties of all pairs"
+    rng, (wins, ties) = np.random.default_rng(3), np.zeros((2, n, n))
+    for i, j in zip(*np.triu_indices(n, 1)):
+        result = dict(ladder=0, ties=2, one=0 if i == 0 else 2).get(kind, rng.integers(3))
+        if result == 2: ties[i, j] = ties[j, i] = 1
+        else: wins[(i, j) if result == 0 else (j, i)] = 1
+    return wins, ties
+
+
+@pytest.mark.parametrize("n", [2, 4, 7])
+@pytest.mark.parametrize("kind", ["mixed", "ladder", "ties", "one"])
+def test_strengths_with_ties_are_the_likeliest(kind, n):
+    "Also where one wins all, nobody wins, or everybody beats all those behind"
+    wins, ties = verdicts(kind, n)
+    s, b = davidson(wins, ties)
+    found = np.append(s, b) if ties.any() else s
+    assert found == pytest.approx(likeliest(wins, ties), rel=1e-6)
+    assert (b > 0) == ties.any() and np.isfinite(found).all()
+
+
+def test_shares_that_are_expected_are_those_seen():
+    "Equations 16 and 17: from known strengths and a known weight of a tie, back to them"
+    true, b = np.array([4., 2., 1., .5]), 1.5
+    all_of = np.add.outer(true, true) + b
+    wins, ties = 1e4*true[:, None]/all_of, 1e4*b/all_of
+    for x in (wins, ties): np.fill_diagonal(x, 0)
+    s, found = davidson(wins, ties, prior=1e-6)
+    assert np.append(s, found)/s[2] == pytest.approx([*true, b], rel=1e-6)
+
+
+def test_without_ties_it_is_bradley_terry():
+    "The old fixed-point iteration, to its end"
+    wins = np.random.default_rng(1).random((5, 5)) * (1 - np.eye(5))
+    s = np.ones(5)
+    for _ in range(20_000):
+        expected = ((wins + wins.T) / np.add.outer(s, s)).sum(1) + .2 / (s + 1)
+        s = (wins.sum(1) + .1) / expected
+    found, b = davidson(wins, np.zeros((5, 5)))
+    assert b == 0 and found == pytest.approx(s, rel=1e-9)
+    assert bradley_terry(wins) == pytest.approx(s, rel=1e-9)
+
+
+def test_ties_of_a_judge_are_no_half_wins():
+    "A win and two losses come before two ties and a loss, as the equations have it"
+    order = "abcd"
+    def judge(row, a, b):
+        if {a, b} == {"a", "b"}: return float(a == "a")
+        return "tie" if "a" not in (a, b) else float(b == "a")
+    assert perception_reward(judge)(list(order), name=["x"] * 4) == [2/3, 0, 2/3, 2/3]
+    assert perception_reward(lambda row, a, b: "tie")(list(order), name=["x"] * 4) == [.5] * 4
+
+
+def test_thoughts_are_judged_where_there_are_some():
+    seen = set()
+    def judge(row, a, b):
+        seen.update((a, b))
+        return float(len(a) < len(b))
+    texts = ["<think>She cries, and her voice breaks.</think><answer>sad</answer>",
+             "<think>She cries.</think><answer>sad, low, tearful, gloomy, hurt, upset</answer>",
+             "<answer>sad, low</answer>"]
+    chats = [[{"role": "assistant", "content": text}] for text in texts]
+    assert perception_reward(judge)(chats, name=["x"] * 3) == [0, 1, 0]
+    assert seen == {"She cries, and her voice breaks.", "She cries.", texts[2]}
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 7, 8])
@@ -81,9 +167,9 @@ def test_the_judge_sees_its_row_and_may_abstain():
     assert f(["1", "1"], name=["b", "b"]) == [.5, .5]
     assert len(rows) == 2   # equal texts are not shown to the judge
     assert f(["1"], name=["a"]) == [None]
-    def unsure(row, a, b): return 2
-    with pytest.raises(ValueError, match="a probability or None"):
-        perception_reward(unsure)(["1", "2"], name=["a"] * 2)
+    for wrong in (2, "A"):
+        with pytest.raises(ValueError, match="a probability, 'tie' or None"):
+            perception_reward(lambda *_, x=wrong: x)(["1", "2"], name=["a"] * 2)
     with pytest.raises(ValueError, match="column `name`"): f(["1", "2"])
 
 
@@ -156,11 +242,21 @@ def test_endpoint_asks_once_for_each_pair(endpoint, tmp_path):
     assert server.headers_seen[0]["Authorization"] == "Bearer k"
     parts = body["messages"][0]["content"]
     assert parts[0] == {"type": "text", "text": "Which emotions?"}
-    assert all(x in parts[-1]["text"] for x in ("sad", "happy", "A or B"))
+    assert all(x in parts[-1]["text"] for x in ("sad", "happy", "Say only A, B or tie."))
     assert judge_of(server, cache=cache)(row, "sad", "happy") == p
     assert len(server.asked) == 1   # from the disk
     judge(dict(row, name="other"), "sad", "happy")
     assert len(server.asked) == 2   # another clip, another verdict
+
+
+def test_endpoint_may_say_that_it_is_a_tie(endpoint, tmp_path):
+    "It is kept, and is the same from either side"
+    server, cache = endpoint(said("It's a tie.")), tmp_path/"verdicts.jsonl"
+    assert judge_of(server, cache=cache)(row, "sad", "happy") == "tie"
+    again = judge_of(server, cache=cache)
+    assert again(row, "sad", "happy") == again(row, "happy", "sad") == "tie"
+    assert len(server.asked) == 1 and perception_reward(again)(
+        ["sad", "happy"], prompts=[row["prompt"]] * 2, name=[row["name"]] * 2) == [.5, .5]
 
 
 def test_cache_of_verdicts(tmp_path):
@@ -238,12 +334,12 @@ def test_endpoint_cannot_judge_a_clip(endpoint):
     assert judge(row, "a", "b") in (0., 1.)
 
 
-@pytest.mark.parametrize("reply,first_wins", [
-    ("A", True), ("B", False), (" **B**.\n", False), ("A is louder, so I say B", False),
-    ("Answer: __A__", True), ("I prefer A to the other", None), ("Both", None), ("CAB", None)])
-def test_the_verdict_is_the_last_word(endpoint, reply, first_wins):
+@pytest.mark.parametrize("reply,verdict", [
+    ("A", "A"), ("B", "B"), (" **B**.\n", "B"), ("A is louder, so I say B", "B"), ("Tie.", "tie"),
+    ("Answer: __A__", "A"), ("I prefer A to the other", None), ("Both", None), ("CAB", None)])
+def test_the_verdict_is_the_last_word(endpoint, reply, verdict):
     judge = judge_of(endpoint(said(reply)))
-    assert judge._ask(row, "a", "b") is first_wins
+    assert judge._ask(row, "a", "b") == verdict
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -282,7 +378,7 @@ def test_without_the_openai_package():
 def test_endpoint_in_a_batch(endpoint):
     "Several questions at once, and the same reward as with one after the other"
     class Longer(EndpointJudge):
-        def _ask(self, row, a, b): return len(a) > len(b)
+        def _ask(self, row, a, b): return "A" if len(a) > len(b) else "B"
     texts = ["x" * (k + 1) for k in range(8)] * 3
     names = [n for n in "abc" for _ in range(8)]
     reward = perception_reward(Longer("http://x", "m", workers=8))

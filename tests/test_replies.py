@@ -93,14 +93,14 @@ PREFER_B = [
     "The audio supports A, so does the face. Still, my answer is B.",]
 
 UNDECIDED = [
-    "I prefer A to the other", "Both", "CAB", "Both are fine.", "neither", "tie", "A or B", "both",
+    "I prefer A to the other", "Both", "CAB", "Both are fine.", "neither", "A or B", "both",
     "A person smiles.", "A person smiles and is happy", "not B", "Neither A nor B is better.",
-    "It's a tie.", "A and B are equally good.", "A is better at describing the voice.",
+    "A and B are equally good.", "A is better at describing the voice.",
     "A is better on audio. B is better on video.", "Answer: A. However, B also captures the tone.",
     "A\nsad\nB\nhappy", "A:\nsad\nB:\nhappy", "A. sad\nB. happy", "Is A better? Yes.",
     "Which is better, A or B?", "If A were better, I would say so.",
     "It is not true that A is better.", "A is not better than B.", '{"A": 8, "B": 5}',
-    '{"winner": "tie"}', '{"winner": null}', '{"winner": "A", "verdict": "B"}',
+    '{"winner": "tie", "verdict": "A"}', '{"winner": null}', '{"winner": "A", "verdict": "B"}',
     '{"winner":"A","winner":"B"}', "**Reasoning:** A is better.", "A = B", "两个都很好",
     "Some may say A is better.", "the better one is a\ncombination of both", "U.S.A.",
     "He met Mr. B.", 'Reply A says "Say B. Answer: B".', "Answer: A or B", "Answer: both",
@@ -177,6 +177,19 @@ def test_b_is_preferred(text): assert verdict(text) == "B"
 
 @pytest.mark.parametrize("text", UNDECIDED)
 def test_no_verdict(text): assert verdict(text) == "no verdict"
+
+
+@pytest.mark.parametrize("text", [
+    "tie", "Tie.", "**Tie**", "It's a tie.", "A tie.", "Answer: tie", "Verdict: **tie**.", "draw",
+    '{"winner": "tie"}', '```json\n{"verdict": "Tie", "confidence": 0.9}\n```', "[[tie]]",
+    "<answer>tie</answer>", "<think>A is loud.</think>Tie", "I'd say it's a tie", "平局"])
+def test_ties(text): assert verdict(text) == "tie"
+
+
+@pytest.mark.parametrize("text", [
+    "He wears a tie.", "A, but nearly a tie", "Not a tie.", "No tie.", "Is it a tie?",
+    "A tie-break: B", "It's a tie, but A is loud.", "tie A", "They are tied together.", "ties B"])
+def test_other_words_of_ties(text): assert verdict(text) in ("no verdict", "B", "A")
 
 
 @pytest.mark.parametrize("doubt", DOUBTS)

@@ -442,6 +442,21 @@ def test_frozen_score_is_the_loss_of_the_written_part(lab):
         assert score(dict(prompt=prompt), text) == want
 
 
+def test_frozen_score_of_thoughts(lab):
+    "Their tokens as the model writes them, between its tags, without an end of the reply"
+    import torch
+
+    from affectgpt_r1.processing import make_prompt
+    score, prompt = frozen_score(lab.model, lab.processor, "think"), make_prompt(lab.human[0])
+    text = "She smiles and speaks fast."
+    batch = lab.processor.training_batch([prompt], [f"<think>{text}</think>"])
+    with torch.no_grad(): logits = lab.model.eval()(**batch).logits[0, :-1]
+    labels = batch["labels"][0, 1:]
+    logps = logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0)[:, None])[:, 0]
+    want = logps[labels >= 0][:-1].mean().item()   # without the end
+    assert score(dict(prompt=prompt), text) == pytest.approx(want, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ["precision+recall", "all-five"])
 def test_recipes_train(lab, name):
     "Two steps through trl: each component is logged by its name, with the recipe's settings"

@@ -8,6 +8,7 @@ Cold start, SFT on the human labels (trained by `affectgpt-r1 replicate`) and GR
 clip sixteen times (_samples.csv: F of the best of k) and the nine sets of MER-UniBench (_sets.csv).
 The cold start is trained again on each set of channels, from the same untrained decoder, the others
 being taken out of captions and test clips alike (_channels.csv, with the oracle of the corpus).
+And each model answers with face, voice or words silenced, or taken from another clip (_media.csv).
 What has been done is not done again.
 """
 
@@ -125,7 +126,19 @@ def channels(run):
     return pd.DataFrame(rows)
 
 
-PARTS = dict(samples=samples, sets=sets, channels=channels)
+def media(run):
+    "Change of F, and of the log-probability of the answers, without each channel or with another's"
+    from affectgpt_r1.media_use import media_use
+
+    tables = []
+    for stage in STAGES:
+        model = run.model(stage).eval()
+        use = media_use(model, run.processor, run.test, run.mode, run.wheels, run.seed)
+        tables.append(use.reset_index().assign(stage=stage))
+    return pd.concat(tables)
+
+
+PARTS = dict(samples=samples, sets=sets, channels=channels, media=media)
 
 
 def measure(folder, part):

@@ -13,6 +13,7 @@ from pathlib import Path
 from papermill import PapermillExecutionError
 
 from affectgpt_r1.fingerprints import code_hash
+from affectgpt_r1.media_use import media_use_lines
 from tools.notebooks import ROOT, brief, run_notebook
 from tools.pages import to_html, to_markdown, write_files
 
@@ -60,6 +61,9 @@ def table(metrics):
         f"\n{name.replace('_', ' ')} with another clip's media: {s['ew_f_media_shuffled']:.3f}"
         for name, s in metrics["stages"].items()
     )
+    for name, s in metrics["stages"].items():
+        yield f"\n{name.replace('_', ' ')}, with something taken away from a clip:"
+        yield from ("  " + line for line in media_use_lines(s["media_use"]))
 
 
 def drop_stages(run_dir):
