@@ -17,6 +17,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import ModelOutput
 from trl import GRPOConfig, GRPOTrainer
 
+# %% ../nbs/machinery/grpo_trainer.ipynb #2840874f
+from .chats import clip_in
 from .checkpoints import gathered_weights
 from .guards import ClipCheck, CountsClips, EpochOrder
 from .input_checks import check_inputs, note_inputs, with_answers
@@ -45,13 +47,18 @@ def _join_parts(parts):
     if parts[0] is None: return None
     return torch.cat(parts) if parts[0].dim() else torch.stack(parts).mean()
 
-
+# %% ../nbs/machinery/grpo_trainer.ipynb #4d1b6d31
 def _exactly(x):
     "What is equal for equal parts of a prompt only, arrays included"
     if isinstance(x, dict): return tuple((name, _exactly(value)) for name, value in x.items())
     if isinstance(x, (list, tuple)): return tuple(map(_exactly, x))
     if hasattr(x, "__array__"): x = content_digest(torch.from_numpy(np.array(x)))
     return type(x), x
+
+
+def _has_clip(chat):
+    "Is a chat about a clip, though perhaps one without pictures and sound?"
+    return any(clip_in(message) for message in chat)
 
 
 def _distinct_prompts(prompts):
@@ -73,7 +80,7 @@ class _SamplesFromClips(GRPOTrainer):
         distinct, prompt_of = _distinct_prompts(prompts)
         ids, images, fields = super()._tokenize_prompts(distinct)
         rows = self.media_rule.cut(fields, ids)
-        if not rows:
+        if not rows and not all(map(_has_clip, prompts)):
             raise ValueError("no media came with the prompts: does each hold a clip, "
                              "as `make_prompt` writes it?")
         rows = pick_rows(rows_to(rows, self.accelerator.device), prompt_of)

@@ -3,8 +3,8 @@
     python benchmarks/planted_faults.py --out nbs/results/planted_faults.csv
 
 Plants each fault in a run of GRPO, for both families, in 32 and in 16 bits, and writes down what
-stops the run, and in which step. The tests do the same with some of them; `failure_museum.py` plants
-them with the guards switched off. A run takes about two seconds.
+stops the run, and in which step. The tests do the same with some of them; `failure_museum.py`
+plants them with the guards switched off. A run takes about two seconds.
 """
 
 import argparse

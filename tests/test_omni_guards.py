@@ -6,9 +6,12 @@ import pytest
 import torch
 from datasets import Dataset
 
+from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.grpo import train_grpo
 from affectgpt_r1.grpo_trainer import HeldOutTrainer
+from affectgpt_r1.inference import AffectGPT
 from affectgpt_r1.labels import QUESTIONS
+from affectgpt_r1.media_rows import pick_rows
 from affectgpt_r1.omni import make_tiny_omni
 from affectgpt_r1.parts import make_toy_model
 from affectgpt_r1.training import TrainingStopped
@@ -31,7 +34,7 @@ def clips(tmp_path_factory):
 
 def features(clip):
     "Random features of a clip, always the same, for AffectGPT"
-    seed = int(str(clip["video"] or clip["audio"]).split("/c")[-1].split(".")[0])
+    seed = int(str(clip["video"] or clip["audio"] or "/c0.").split("/c")[-1].split(".")[0])
     generator = torch.Generator().manual_seed(seed)
     has = [bool(clip["video"]), bool(clip["audio"])]
     V, A = (torch.randn(8, width, generator=generator) * there
@@ -114,3 +117,73 @@ def test_prompts_with_frames_in_memory_are_told_apart():
     assert repr(frames[0]) == repr(frames[1])
     prompts = [[dict(role="user", content=[dict(video=x)])] for x in (*frames, frames[0].copy())]
     assert _distinct_prompts(prompts)[1] == [0, 1, 0]
+
+
+def nought(x):
+    "Zeros in place of a tensor, or of those in a list"
+    return x * 0 if isinstance(x, torch.Tensor) else [nought(y) for y in x]
+
+
+def lost(*kinds):
+    "Features that an encoder has made, set to zero"
+    def plant(model):
+        for kind in kinds:
+            real = getattr(model.model, f"get_{kind}_features")
+
+            def features(*args, real=real, kind=kind, **kwargs):
+                out = real(*args, **kwargs)
+                for name in ("last_hidden_state", "pooler_output", "deepstack_features"):
+                    if (x := getattr(out, name, None)) is not None: setattr(out, name, nought(x))
+                return out
+
+            setattr(model.model, f"get_{kind}_features", features)
+    return plant
+
+
+@pytest.mark.parametrize("family, first, kinds, said", [
+    (FAMILIES[1], None, ("audio", "video"), "the clips do not reach the model"),
+    (FAMILIES[2], None, ("audio", "video"), "the clips do not reach the model"),
+    (FAMILIES[1], "silent", ("audio",), "the sound of the clips does not reach"),
+    (FAMILIES[2], "without pictures", ("video",), "the video of the clips does not reach")])
+def test_lost_media_are_found_where_they_are(clips, tmp_path, family, first, kinds, said):
+    "Also where the first clips do not have them, and though prompts of a thinker differ in length"
+    field = {"silent": "audio", "without pictures": "video"}.get(first)
+    rows = [row | {field: ""} if field and i < 4 else row for i, row in enumerate(clips)]
+    model, processor = made(family, rows)
+    lost(*kinds)(model)
+    with pytest.raises(ValueError, match=said):
+        train_grpo(model, processor, Dataset.from_list(rows), ([noisy], [1.]), tmp_path, **SETTINGS)
+
+
+@pytest.mark.parametrize("family", FAMILIES[:2])
+def test_rows_that_all_get_the_first_clip_are_found(clips, tmp_path, monkeypatch, family):
+    "Each modality reaches the model, and is that of another row"
+    real = HeldOutTrainer._media_of
+
+    def media_of(self, rows, length, n):
+        media, many = self.media, len(next(iter(self.media.values())))
+        first = [0] * many if family == "affectgpt" else [i % (many // 2) for i in range(many)]
+        self.media = pick_rows(media, first)
+        try: return real(self, rows, length, n)
+        finally: self.media = media
+
+    monkeypatch.setattr(HeldOutTrainer, "_media_of", media_of)
+    with pytest.raises(ValueError, match="the clips do not reach the model"):
+        train(family, clips, tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES[:2])
+def test_a_clip_without_pictures_and_sound_is_a_subtitle(clips, tmp_path, family):
+    "In both stages and in prediction, alone in a batch too, whatever the family"
+    rows = [row | dict(video="", audio="") if i < 4 else row for i, row in enumerate(clips)]
+    model, processor = made(family, rows)
+    data = Dataset.from_list(rows)
+    cold_start(model, processor, data, tmp_path / "sft", recipe="toy", batch_size=2, max_steps=3,
+               warmup_steps=0)
+    log = train_grpo(model, processor, data, ([noisy], [1.]), tmp_path / "grpo",
+                     **SETTINGS | dict(num_prompts=1, micro_batch=2, steps=6,
+                                       steps_per_generation=1))
+    assert len([row for row in log if "reward" in row]) == 6
+    if family != "affectgpt":
+        said = AffectGPT(model, processor).predict(rows[0], max_new_tokens=4)
+        assert said.used == dict(video=False, audio=False, subtitle=True)
