@@ -377,6 +377,9 @@ def test_the_museum_names_guards_and_tests_that_exist():
         assert hasattr(import_module(f"affectgpt_r1.{module}"), name), row.guard
         file, test = row.test.partition("[")[0].split("::")
         assert f"def {test}(" in (ROOT / file).read_text(), row.test
+        slug = re.sub(r"\W+", "_", row.thread.lower())
+        assert test == f"test_{slug}" or row.thread in row.test, row.test   # it bears the name
+        assert isinstance(row.unguarded, str) and row.unguarded
 
 
 @pytest.mark.parametrize("family, dtype", [
