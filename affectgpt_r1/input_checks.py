@@ -114,7 +114,10 @@ def with_answers(
     rows: list[dict],   # From `note_inputs`
     batch: dict,        # With `completion_ids` and `completion_mask`
 ) -> list[dict]:
-    "The digests, and one of each answer"
+    "The digests, and one of each answer; raises ValueError where others were sampled"
+    if len(rows) != (n := len(batch["completion_ids"])):
+        raise ValueError(f"the model has sampled {len(rows)} answers, and there are {n}: what else "
+                         "samples them gets no clips")
     answers = zip(batch["completion_ids"], batch["completion_mask"])
     return [row | dict(answer=content_digest(ids[mask.bool()]))
             for row, (ids, mask) in zip(rows, answers, strict=True)]

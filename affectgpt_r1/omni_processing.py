@@ -357,7 +357,7 @@ class OmniProcessor(_Saver):
 for _thinker in THINKERS.values():
     AutoProcessor.register(_thinker.config_class, OmniProcessor, exist_ok=True)
 
-# %% ../nbs/machinery/omni_processing.ipynb #9c554c7b
+# %% ../nbs/machinery/omni_processing.ipynb #da41bcab
 MEDIA_SETTINGS = dict(   # name -> type
     use_audio_in_video=bool, num_frames=int, pixels=list | None, max_seconds=float)
 
@@ -370,7 +370,7 @@ def split_media_settings(
     others = {name: x for name, x in settings.items() if name not in media}
     return read_settings(media, MEDIA_SETTINGS, "the processor of a Qwen-Omni"), others
 
-# %% ../nbs/machinery/omni_processing.ipynb #3069bade
+# %% ../nbs/machinery/omni_processing.ipynb #cbb99246
 def set_media(
     processor: AffectGPTProcessor,  # Of a thinker, if there are settings
     media: dict,                    # Some of `MEDIA_SETTINGS`

@@ -3,10 +3,10 @@
     python benchmarks/kept_features.py --out nbs/results/kept_features.json
 
 Eight answers to each of four clips, in the loss of a thinker with a vision encoder of 8 layers and
-width 256. Its features are computed for each row, as transformers does, and by `KeptFeatures`, which
-takes a digest of each row: in the first pass, where four clips are new, and in the second, where none
-is. Then a digest of one clip of the size that a thinker of 7 billion weights gets. Seconds of one
-core, the least of three times.
+width 256. Its features are computed for each row, as transformers does, and by `KeptFeatures`,
+which takes a digest of each row: in the first pass, where four clips are new, and in the second,
+where none is. Then a digest of one clip of the size that a thinker of 7 billion weights gets.
+Seconds of one core, the least of three times.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The exhibits of nbs/tutorials/failure_museum, one test for each thread and named after it: what
-the fault looks like where nothing guards against it, and what it meets here. Faults between sampling
-and loss are planted in whole runs by tests/test_omni.py"""
+the fault looks like where nothing guards against it, and what it meets here. Faults between
+sampling and loss are planted in whole runs by tests/test_omni.py"""
 
 from types import SimpleNamespace
 
@@ -191,9 +191,11 @@ def test_unirl_260(rows, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_verl_omni_305(rows, family):
-    "Without the seconds between frames, positions are other ones or an error; they always come along"
+    "Without the seconds between frames, positions are an error elsewhere; they always come along"
     model, processor = make_tiny_omni(TEXTS, family, use_audio_in_video=True)
     rule, batch = media_rule(model.config), ask(processor, rows)
+    with pytest.raises(TypeError, match="'NoneType' object is not subscriptable"):
+        logits(model, {k: x for k, x in batch.items() if k != "video_second_per_grid"})
     cut = rule.cut(batch, batch["input_ids"].tolist())
     for which in ([0], [1, 2], [2, 1, 0]):
         joined = rule.join(pick_rows(cut, which))
