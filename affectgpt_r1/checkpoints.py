@@ -182,7 +182,9 @@ def _load_base(source, kwargs):
     elif "omni" in source: model = load_omni(**source["omni"] | kwargs)[0]
     else: model = AutoModelForCausalLM.from_pretrained(source["folder"], **kwargs)
     if not is_thinker(model): model.model.fusion.float()
-    remember_source(model, **{k: v for k, v in source.items() if k != "hash"})
+    about = {k: v for k, v in source.items() if k != "hash"}
+    if hasattr(model, "source"): model.source |= about   # its weights were hashed as it was made
+    else: remember_source(model, **about)
     return model
 
 # %% ../nbs/machinery/checkpoints.ipynb #14de0d4e

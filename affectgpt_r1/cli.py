@@ -17,10 +17,17 @@ from .messages import printable
 from .terminal import exit_code, explain_missing, printable_messages
 
 # %% ../nbs/machinery/cli.ipynb #1b1dfd30
+def _of_clips(args):
+    "The settings after `--set` that say how a thinker reads its clips, and the others"
+    from affectgpt_r1.omni_processing import split_media_settings
+    return split_media_settings(dict(args.set))
+
 def _further(args, function, *taken):
-    "The settings after `--set`, as arguments of a function"
+    "The settings after `--set`, as arguments of a function; and those of a thinker's clips"
     from affectgpt_r1.settings import function_settings, read_settings
-    return read_settings(dict(args.set), function_settings(function, *taken), function.__name__)
+    media, others = _of_clips(args)
+    known = function_settings(function, *taken)
+    return media | read_settings(others, known, function.__name__)
 
 # %% ../nbs/machinery/cli.ipynb #0d7087ef
 def _sources(args):
@@ -77,7 +84,8 @@ def _changes(args, stage):
     from affectgpt_r1.recipes import read_changes
     lora = dict(lora=True) if args.lora else {}
     mode = dict(mode=args.mode) if args.mode else {}
-    return dict(seed=args.seed) | lora | mode | read_changes(stage, dict(args.set))
+    media, others = _of_clips(args)
+    return dict(seed=args.seed) | lora | mode | media | read_changes(stage, others)
 
 def _sft(args):
     from affectgpt_r1.stages import run_cold_start
@@ -112,10 +120,12 @@ def _planned(args):
     from types import SimpleNamespace
     from transformers import AutoConfig
     from affectgpt_r1.configuration import PRESETS
+    from affectgpt_r1.memory import check_family
     from affectgpt_r1.recipes import stage_settings
     ids = dict(vocab_size=1500, placeholder_ids=[1, 2, 3], eos_token_id=4, pad_token_id=5)
     if args.model: config = AutoConfig.from_pretrained(args.model)
     else: config = PRESETS[args.preset](**{} if args.preset == "paper" else ids)
+    check_family(config)
     if config.dtype is None: config.dtype = torch.float32
     model = SimpleNamespace(config=config)
     return config, stage_settings(model, "grpo", args.recipe, _changes(args, "grpo"))
@@ -131,7 +141,11 @@ def _predict(args):
     from affectgpt_r1.demo import default_model
     if args.subtitle and len(args.clips) > 1:
         raise ValueError(f"--subtitle says what is heard in one clip; {len(args.clips)} are given")
-    model = default_model(args.model)
+    from affectgpt_r1.omni_processing import MEDIA_SETTINGS, set_media
+    from affectgpt_r1.settings import check_names
+    model, (media, others) = default_model(args.model), _of_clips(args)
+    check_names(others, MEDIA_SETTINGS, "predict")
+    set_media(model.processor, media)
     for clip in args.clips:
         said = model.predict(clip, args.mode, subtitle=args.subtitle)
         words = [f"{w} {p:.2f}" for w, p in said.probabilities.items() if p is not None]
@@ -314,6 +328,7 @@ def _add_predict(commands):
     predict.add_argument("--model", default="", help="folder of a checkpoint, laptop or toy; by "
                                                      "default laptop where it was trained")
     predict.add_argument("--mode", default="answer", choices=["answer", "think"])
+    add_set(predict)
 
 # %% ../nbs/machinery/cli.ipynb #008b7bbb
 def _add_plan(commands):

@@ -8,16 +8,21 @@ __all__ = ['answer_logits', 'clips_to_read', 'AffectGRPOTrainer', 'HeldOutTraine
 # %% ../nbs/machinery/grpo_trainer.ipynb #b7c34ed6
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
+import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.utils import ModelOutput
 from trl import GRPOConfig, GRPOTrainer
 
+# %% ../nbs/machinery/grpo_trainer.ipynb #2840874f
+from .chats import clip_in
 from .checkpoints import gathered_weights
 from .guards import ClipCheck, CountsClips, EpochOrder
+from .input_checks import check_inputs, note_inputs, with_answers
+from .kept_features import content_digest
 from .media_rows import StackedRows, media_rule, pick_rows, rows_to
 from .modeling import AffectGPTForConditionalGeneration
 from .sampling_checks import (
@@ -42,11 +47,24 @@ def _join_parts(parts):
     if parts[0] is None: return None
     return torch.cat(parts) if parts[0].dim() else torch.stack(parts).mean()
 
+# %% ../nbs/machinery/grpo_trainer.ipynb #4d1b6d31
+def _exactly(x):
+    "What is equal for equal parts of a prompt only, arrays included"
+    if isinstance(x, dict): return tuple((name, _exactly(value)) for name, value in x.items())
+    if isinstance(x, (list, tuple)): return tuple(map(_exactly, x))
+    if hasattr(x, "__array__"): x = content_digest(torch.from_numpy(np.array(x)))
+    return type(x), x
+
+
+def _has_clip(chat):
+    "Is a chat about a clip, though perhaps one without pictures and sound?"
+    return any(clip_in(message) for message in chat)
+
 
 def _distinct_prompts(prompts):
     "The prompts without repetitions, and for each prompt which of them it is"
     numbers = {}
-    prompt_of = [numbers.setdefault(repr(prompt), len(numbers)) for prompt in prompts]
+    prompt_of = [numbers.setdefault(_exactly(prompt), len(numbers)) for prompt in prompts]
     return [prompts[prompt_of.index(i)] for i in range(len(numbers))], prompt_of
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #149714ac
@@ -62,7 +80,7 @@ class _SamplesFromClips(GRPOTrainer):
         distinct, prompt_of = _distinct_prompts(prompts)
         ids, images, fields = super()._tokenize_prompts(distinct)
         rows = self.media_rule.cut(fields, ids)
-        if not rows:
+        if not rows and not all(map(_has_clip, prompts)):
             raise ValueError("no media came with the prompts: does each hold a clip, "
                              "as `make_prompt` writes it?")
         rows = pick_rows(rows_to(rows, self.accelerator.device), prompt_of)
@@ -72,18 +90,20 @@ class _SamplesFromClips(GRPOTrainer):
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #c69b6540
 class _KeepsClips(_SamplesFromClips):
-    sampled_in = None   # the step of the last sampling
+    sampled_in = None      # the step of the last sampling
+    names = digests = None   # by row: its clip, and what it was sampled with
 
     def _generate_and_score_completions(self, inputs):
-        names = [row.get("name") for row in inputs]
+        self.names = [row.get("name") for row in inputs]
         if self.model.training: self.sampled_in = self.state.global_step
         try:
-            with take_notes(self) as notes:
+            with take_notes(self) as notes, note_inputs(self) as self.digests:
                 batch = super()._generate_and_score_completions(inputs)
-            check_answers(self, batch, names)
-            sampled = notes.logps(batch["completion_ids"], self.temperature)
-            return {**batch, **self.media, "sampled_logps": sampled, "clip_names": names}
-        finally: self.media = None
+            check_answers(self, batch, self.names)
+            return {**batch, **self.media, "clip_names": self.names,
+                    "sampled_logps": notes.logps(batch["completion_ids"], self.temperature),
+                    "input_digests": with_answers(self.digests, batch)}
+        finally: self.media = self.names = self.digests = None
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #cf983c3f
 class _Compares(_KeepsClips):
@@ -94,12 +114,17 @@ class _Compares(_KeepsClips):
         if self.batch is None or self.state.global_step != self.sampled_in: return
         if not self.model.training or draws_dropout(self.model): return
         gaps = compare_logps(self, self.batch["sampled_logps"], logps,
-                             self.batch["completion_mask"], self.batch["clip_names"], what)
+                             self.batch["completion_mask"], self.names, what)
         if gaps is None: return
         means, largest = (self._metrics["train"][f"sampling/{name}"]
                           for name in ("logp_gap", "logp_gap_max"))
         means.append(gaps[0])
         largest[:] = [max([gaps[1], *largest])]   # trl logs the mean of a list: here the one number
+
+    def _same_inputs(self, rows, n):
+        "A block in which the model must get what some rows were sampled with, where that is known"
+        if not self.digests: return nullcontext()
+        return check_inputs(self, self.digests[rows], self.names[rows], n)
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #cc76602c
 class _LearnsFromClips(_Compares):
@@ -121,8 +146,9 @@ class _LearnsByParts(_LearnsFromClips):
             ids, mask = input_ids[start:start + size], attention_mask[start:start + size]
             media = self._media_of(slice(start, start + size), ids.shape[1], logits_to_keep)
             forward = partial(answer_logits, model, logits_to_keep + 1, media)
-            parts.append(super()._get_per_token_logps_and_entropies(
-                forward, ids, mask, logits_to_keep, **kwargs))
+            with self._same_inputs(slice(start, start + size), logits_to_keep):
+                parts.append(super()._get_per_token_logps_and_entropies(
+                    forward, ids, mask, logits_to_keep, **kwargs))
         found = tuple(_join_parts(x) for x in zip(*parts))
         self._compare(found[0], "loss")
         return found
@@ -161,10 +187,11 @@ def _same_end(ids):
 class _Scores(_Samples):
     def _compute_loss(self, model, inputs):
         self.batch = inputs if "sampled_logps" in inputs else None
+        self.names, self.digests = inputs.get("clip_names"), inputs.get("input_digests")
         if (old := inputs.get("old_per_token_logps")) is not None: self._compare(old, "old policy")
         try:
             with self.clips_of(inputs): return super()._compute_loss(model, inputs)
-        finally: self.batch = None
+        finally: self.batch = self.names = self.digests = None
 
     @contextmanager
     def clips_of(self, batch: dict) -> Iterator[None]:

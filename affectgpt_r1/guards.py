@@ -19,7 +19,8 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from .labels import completion_text, parse_response
-from .media_rows import media_rule
+from .media import has_media
+from .media_rows import media_rule, pick_rows
 from .messages import list_some
 from .processes import gather_results
 from .training import training_stopped
@@ -117,16 +118,29 @@ def _chats_about_clips(chats):
     clips = [chat[0]["content"][0] | dict(text=first["text"]) for chat in chats]
     return [[{"role": "user", "content": [clip, question]}] for clip in clips]
 
+# %% ../nbs/machinery/guards.ipynb #1bdaf1cf
+def _media_in(trainer, chat):
+    "The kinds of media that the clip of a chat has"
+    there = has_media(chat[0]["content"][0], trainer.processing_class.visual)
+    return {kind for kind, has in zip(("video", "sound"), there) if has}
 
-def _some_rows(data):
-    "Up to four rows about different clips"
+
+def _some_chats(trainer):
+    "Four about different clips, and the first with video and with sound where these have none"
+    data, found, chats = trainer.train_dataset, set(), []
     first = {name: i for i, name in reversed([*enumerate(data["name"])])}
-    return [data[i] for i in sorted(first.values())[:4]]
+    for i in sorted(first.values()):
+        chat = trainer.chat_of(data[i])
+        kinds = _media_in(trainer, chat) - found
+        if len(chats) < 4 or kinds: chats.append(chat)
+        found |= kinds
+        if len(chats) >= 4 and len(found) == 2: break
+    return chats
 
 # %% ../nbs/machinery/guards.ipynb #a63a72eb
 def _same_question(trainer):
     "The same question about some clips of the data, as a batch"
-    chats = _chats_about_clips([trainer.chat_of(row) for row in _some_rows(trainer.train_dataset)])
+    chats = _chats_about_clips(_some_chats(trainer))
     batch = trainer.processing_class.apply_chat_template(
         chats, tokenize=True, return_dict=True, add_generation_prompt=True, padding=True,
         return_tensors="pt")
@@ -150,17 +164,39 @@ def _kinds_there(trainer, batch):
             for kind, names in kinds
             if any(name in batch and batch[name].any() for name in names)}
 
+# %% ../nbs/machinery/guards.ipynb #9bc1d0d7
+def _emptied(rows, n):
+    "Media of some rows, with zeros from row `n` on"
+    if isinstance(rows, torch.Tensor): return torch.cat([rows[:n], torch.zeros_like(rows[n:])])
+    return [x if i < n or x is None else torch.zeros_like(x) for i, x in enumerate(rows)]
+
+
+def _beside_emptied(trainer, batch):
+    "The rows of a batch, and behind them the same rows with their media set to zero"
+    rule, n = media_rule(trainer.model.config), len(batch["input_ids"])
+    rows = pick_rows(rule.cut(batch, batch["input_ids"].tolist()), [*range(n)] * 2)
+    for name in sum(rule.modalities.values(), ()):
+        if name in rows: rows[name] = _emptied(rows[name], n)
+    text = {k: torch.cat([batch[k]] * 2) for k in ("input_ids", "attention_mask")}
+    return text | rule.join(rows)
+
+# %% ../nbs/machinery/guards.ipynb #0119a1f7
+def _changes_of_clips(trainer, batch):
+    "How much the log-probabilities at the end of each prompt change with another clip"
+    ids = batch["input_ids"]
+    if len(ids) > 1 and (ids == ids[:1]).all():
+        logps = _logps_of(trainer, batch)
+        return logps - logps[:1]
+    logps = _logps_of(trainer, _beside_emptied(trainer, batch))
+    return logps[:len(ids)] - logps[len(ids):]
+
 # %% ../nbs/machinery/guards.ipynb #4a483720
 def check_clips_reach_policy(
     trainer: Trainer,        # With `chat_of` a row, and `logps_of` a batch
     least: float = 1e-5,     # Smallest difference that is not rounding
 ) -> float:                  # The largest change of a token's log-probability
     "How much another clip changes the model's words; raises ValueError where it changes nothing"
-    batch = _same_question(trainer)
-    logps = _logps_of(trainer, batch)
-    silent = {k: v for kind in _kinds_there(trainer, batch).values() for k, v in kind.items()}
-    other = logps[:1] if len(logps) > 1 else _logps_of(trainer, batch | silent)
-    change = (logps - other).abs().max().item()
+    change = _changes_of_clips(trainer, _same_question(trainer)).abs().max().item()
     if change < least:
         raise ValueError("the clips do not reach the model: with another clip no log-probability "
                          f"changes by more than {change:.1e}. Does the fusion see the features, "

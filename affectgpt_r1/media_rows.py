@@ -17,7 +17,7 @@ from .modeling import MEDIA_KEYS
 # %% ../nbs/machinery/media_rows.ipynb #28e9f9bc
 class StackedRows:
     "Media of AffectGPT: row `i` of each tensor belongs to sequence `i`"
-    names = MEDIA_KEYS   # what is cut
+    names, counts_positions = MEDIA_KEYS, False   # what is cut; do media decide positions?
     modalities = dict(video=("pixel_values_videos", "video_features"),
                       sound=("input_values", "audio_features"))
 
@@ -94,6 +94,7 @@ class OmniRows(_OmniMedia):
     names = ("pixel_values_videos", "video_grid_thw", "video_second_per_grid", "input_features",
              "feature_attention_mask")
     modalities = dict(video=("pixel_values_videos",), sound=("input_features",))
+    counts_positions = True
 
     def cut(self, fields: Mapping[str, Tensor], ids: Sequence) -> dict[str, list]:
         "Patches, grid and seconds of the video, and the frames of the sound, of each prompt"

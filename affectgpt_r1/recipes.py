@@ -150,7 +150,7 @@ _MER_R1_SFT = _OMNI_SFT | dict(
 
 _MER_R1_GRPO = _OMNI_GRPO | dict(
     mode=_MER_R1_SFT["mode"],
-    rewards=("precision+recall", "MER-R1, but format counts 0.1 there, and calibration 0.1"),
+    rewards=("precision+recall", "MER-R1; format counts 0.1 there, its calibration is not here"),
     penalty=(None, "MER-R1: precision is a reward of its own"),
     multi_objective_aggregation=("normalize_then_sum", "MER-R1: each within its group"),
     learning_rate=(2e-6, "MER-R1"), num_generations=(4, "MER-R1"),

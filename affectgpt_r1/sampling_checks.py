@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_ROWS', 'MAX_TOKENS', 'LARGEST_GAP', 'MEAN_GAP', 'rows_to_note', 'SamplerNotes', 'take_notes', 'compare_logps',
-           'check_answers', 'draws_dropout', 'check_prompting']
+           'stop_run', 'check_answers', 'draws_dropout', 'check_prompting']
 
 # %% ../nbs/machinery/sampling_checks.ipynb #f5d83ccb
 import warnings
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .messages import list_some
 from .modeling import unwrap_peft
-from .training import training_stopped
+from .training import TrainingStopped, training_stopped
 
 # %% ../nbs/machinery/sampling_checks.ipynb #0a2c8c53
 MAX_ROWS, MAX_TOKENS = 4, 32   # how much is noted
@@ -91,13 +91,16 @@ def compare_logps(
     mean, largest = gaps[noted].mean().item(), gaps.max().item()
     half = _is_half(trainer)
     if (mean if half else largest) <= (MEAN_GAP if half else LARGEST_GAP): return mean, largest
-    raise _stopped(trainer, f"the sampler and the {what} disagree about the answers: their "
+    raise stop_run(trainer, f"the sampler and the {what} disagree about the answers: their "
                    f"log-probabilities differ by {mean:.1e} on average, most for clip "
                    f"{names[int(gaps.max(1).values.argmax())]!r} ({largest:.1e}). Do both see the "
                    "same clip, prompt, mask and weights, without dropout?")
 
 # %% ../nbs/machinery/sampling_checks.ipynb #459b1aa5
-def _stopped(trainer, why):
+def stop_run(
+    trainer: Any,   # An `AffectGRPOTrainer`
+    why: str,       # What happened, and what to change
+) -> TrainingStopped:
     "The error to raise, with the step"
     return training_stopped(trainer.args.output_dir, f"Step {trainer.state.global_step + 1}: {why}")
 
@@ -130,10 +133,10 @@ def check_answers(
     padding = trainer.processing_class.tokenizer.pad_token_id
     for row, mask, name in zip(ids, masks, names):
         if found := [places[i] for i in row[mask.bool()].tolist() if i in places]:
-            raise _stopped(trainer, f"an answer to clip {name!r} holds {found[0]!r}, the place of "
+            raise stop_run(trainer, f"an answer to clip {name!r} holds {found[0]!r}, the place of "
                            "a clip. Let generation_kwargs['suppress_tokens'] have all of these")
         if _wrong_mask(row, mask, ends, padding):
-            raise _stopped(trainer, f"the mask of an answer to clip {name!r} does not end with it: "
+            raise stop_run(trainer, f"the mask of an answer to clip {name!r} does not end with it: "
                            f"it counts {int(mask.sum())} tokens")
 
 # %% ../nbs/machinery/sampling_checks.ipynb #6a9d41a8
@@ -154,12 +157,12 @@ def check_prompting(
     places = _places_of(trainer)
     suppressed = trainer.generation_config.suppress_tokens or []
     if lacking := [places[i] for i in places if i not in suppressed]:
-        raise _stopped(trainer, f"{list_some(lacking)} could be sampled, and would be taken for "
+        raise stop_run(trainer, f"{list_some(lacking)} could be sampled, and would be taken for "
                        "places of clips: add them to generation_kwargs['suppress_tokens']")
     processor, chat = trainer.processing_class, trainer.train_dataset[0]["prompt"]
     if getattr(processor, "compat", None): return   # the authors' prompt has no turns
     texts = {processor.apply_chat_template(chat, add_generation_prompt=x) for x in (True, False)}
     if len(texts) == 1:
-        raise _stopped(trainer, "the chat template does not begin a reply (add_generation_prompt "
+        raise stop_run(trainer, "the chat template does not begin a reply (add_generation_prompt "
                        "changes nothing), so the policy goes on with the question. Does the "
                        "processor have the model's chat_template?")

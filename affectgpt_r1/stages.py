@@ -27,6 +27,7 @@ from .memory import plan_memory
 from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from .omni import is_published_omni, load_omni
 from .omni_model import is_thinker
+from .omni_processing import set_media, split_media_settings
 from .parts import load_parts, make_model
 from .processing import AffectGPTProcessor
 from .recipes import stage_settings, training_recipe
@@ -92,7 +93,7 @@ def prepare_run(
     preset: str = "toy",               # Size of a new model: "toy" or "small"
     seed: int = 0,                     # Of clips, weights and training
     spoken: bool = False,              # Let a synthesiser say the subtitles of a generated corpus
-    **settings: Any                    # Further arguments of `train_towers`, for a new model
+    **settings: Any                    # Of `train_towers`, for a new model; of a thinker's clips
 ) -> None:
     "Write what the run is, its first model, and the features of all clips"
     about = dict(missing=missing, leakage=leakage, wheels=wheels or {}, seed=seed)
@@ -134,7 +135,9 @@ def _start(run, model, splits, preset, seed, settings):
     "The first model of a run and its processor, in every process"
     process, folder = PartialState(), run / "start"
     if process.is_main_process:
+        media, settings = split_media_settings(settings)
         start, processor = _find_start(model, splits, preset, seed, settings)
+        set_media(processor, media)
         save_start(start, processor, folder)
     process.wait_for_everyone()
     return (start, processor) if process.is_main_process else load_stage(folder)
@@ -151,11 +154,13 @@ def _make_start(captions, preset, seed, settings):
 def run_cold_start(
     run: str | Path,             # Folder of the run, prepared
     recipe: str | None = None,   # A recipe by name; that of the model's preset if None
-    **changes: Any               # What differs from the recipe, as for `cold_start`
+    **changes: Any               # What differs from the recipe, and of a thinker's clips
 ) -> list[dict]:                 # trl's log history
     "The cold start on the captions"
     dtype = _frozen_dtype(recipe, "sft", changes)
     model, processor = load_run_stage(run, "start", **dtype)
+    media, changes = split_media_settings(changes)
+    set_media(processor, media)
     captions, out = run_splits(run)["caption"], Path(run) / "cold_start"
     return cold_start(model, processor, captions, out, recipe, **changes)
 
@@ -171,11 +176,13 @@ def run_grpo(
     run: str | Path,             # Folder of the run, with its cold start
     recipe: str | None = None,   # A recipe by name; that of the model's preset if None
     seed: int = 0,               # Of order and sampling, and of the held-out clips
-    **changes: Any               # What differs from the recipe, as for `train_grpo`
+    **changes: Any               # What differs from the recipe, and of a thinker's clips
 ) -> list[dict]:                 # trl's log history
     "GRPO on the human split, a fifth of it held out to choose the checkpoint"
     dtype = _frozen_dtype(recipe, "grpo", changes)
     model, processor = load_run_stage(run, "cold_start", **dtype)
+    media, changes = split_media_settings(changes)
+    set_media(processor, media)
     if torch.cuda.is_available(): changes = _memory_plan(model, recipe, changes) | changes
     held, rest = hold_out(run_splits(run)["human"], seed)
     return train_grpo(model, processor, rest, changes.pop("rewards", None), Path(run) / "grpo",
@@ -201,22 +208,23 @@ def run_evaluation(
     mode: str | None = None,     # "answer" or "think"; the one that the cold start was in if None
     seed: int = 0,               # Of the sampled answers
     media_clips: int = 100,      # For so many clips the use of the media is looked at; 0: for none
-    **settings: Any              # Further arguments of `predict_clips`
+    **settings: Any              # Further arguments of `predict_clips`; of a thinker's clips
 ) -> dict[str, dict]:            # Scores by model and kind of answers, also in `scores.json`
     "Greedy and sampled answers of both models to the test clips, and their scores"
     run, scores = Path(run), {}
     mode = mode or read_json(run / "cold_start/run.json")["mode"]
-    test = run_splits(run)["test"]
+    test, settings = run_splits(run)["test"], split_media_settings(settings)
     for name in ("cold_start", "grpo"):
-        scores |= _stage_scores(run, name, test, mode, seed, media_clips, settings)
+        scores |= _stage_scores(run, name, test, mode, seed, media_clips, *settings)
     if PartialState().is_main_process:
         (run / "scores.json").write_text(json.dumps(scores, indent=1))
     return scores
 
 # %% ../nbs/machinery/stages.ipynb #ce54efcf
-def _stage_scores(run, name, test, mode, seed, media_clips, settings):
+def _stage_scores(run, name, test, mode, seed, media_clips, media, settings):
     "The scores of one model, by kind of answers"
     model, processor = load_run_stage(run, name)
+    set_media(processor, media)
     model, scores = model.to(PartialState().device).eval(), {}
     for kind, how in ANSWER_KINDS.items():
         out = run / f"predictions/{name}-{kind}.jsonl"

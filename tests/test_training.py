@@ -133,7 +133,7 @@ def test_the_loss_itself_changes_with_the_features(lab):
     batch = generated(t)
     batch["advantages"] = torch.linspace(-1, 1, len(batch["advantages"]))
     ids, mask, n = sequences(batch)
-    del batch["sampled_logps"]   # with them, other clips than those sampled with are an error
+    del batch["sampled_logps"], batch["input_digests"]   # with them, other clips are an error
     with torch.no_grad():
         batch["old_per_token_logps"] = token_logps(
             model, ids, mask, n, **{k: batch[k] for k in MEDIA_KEYS if k in batch})
