@@ -1,0 +1,158 @@
+"The ladder of algorithms: each rung by hand against trl's own loss, and the settings that run it"
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the `train` extra")
+
+from conftest import ROOT
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, Qwen2Config
+from trl import GRPOConfig, RLOOConfig, RLOOTrainer
+
+from affectgpt_r1.ablation import read_ablation
+from affectgpt_r1.algorithms import LADDER, ladder_loss, leave_one_out_advantages
+from affectgpt_r1.checkpoints import hide_known_warnings
+from affectgpt_r1.demo import cold_started_toy
+from affectgpt_r1.grpo import (
+    AffectGRPOTrainer, grpo_rows, read_completions, token_logps, train_grpo)
+from affectgpt_r1.rewards import make_rewards
+from affectgpt_r1.training import trainer_settings
+from affectgpt_r1.wheels import load_wheels
+
+G, LONGEST = 4, 12
+
+
+@pytest.fixture(scope="module")
+def toy(): return cold_started_toy()
+
+
+def trainer_of(toy, out, **settings):
+    "Our trainer with the settings of a rung, weights in 64 bits so that rounding hides nothing"
+    model = AutoModelForCausalLM.from_pretrained(toy.folder/"cold_start").double()
+    baseline = settings.pop("baseline", "group")
+    with hide_known_warnings():
+        args = GRPOConfig(
+            str(out), max_steps=1, per_device_train_batch_size=3*G, num_generations=G,
+            max_completion_length=LONGEST, save_strategy="no",
+            generation_kwargs={"suppress_tokens": toy.processor.placeholder_ids},
+            **trainer_settings(), **settings)
+        trainer = AffectGRPOTrainer(
+            model, make_rewards("acc", wheels=load_wheels())[0], args,
+            grpo_rows(toy.human.select(range(3))), processing_class=toy.processor)
+    trainer.baseline, trainer.current_gradient_accumulation_steps = baseline, 1
+    return trainer
+
+
+def sampled(trainer):
+    "A batch of the trainer: three clips with a group of answers each; and their rewards"
+    rows = [row for row in trainer.train_dataset for _ in range(G)]
+    with hide_known_warnings(): batch = trainer._generate_and_score_completions(rows)
+    del batch["sampled_logps"]   # an older policy than the one that has sampled is made up below
+    return batch, trainer.totals.clone()
+
+
+def log_probs(trainer, batch):
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    media = {k: batch[k] for k in trainer.media_rule.names if k in batch}
+    return token_logps(trainer.model, ids, mask, batch["completion_ids"].shape[1], **media)
+
+
+def gradients(loss, model):
+    names, weights = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad))
+    return dict(zip(names, torch.autograd.grad(loss, weights)))
+
+
+def apart(a, b): return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def trl_loss(trainer, batch):
+    with hide_known_warnings(): return trainer._compute_loss(trainer.model, batch)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_gradients_are_those_of_trl(toy, name, tmp_path):
+    torch.manual_seed(0)
+    trainer = trainer_of(toy, tmp_path, **LADDER[name])
+    batch, rewards = sampled(trainer)
+    mask, logps = batch["completion_mask"], log_probs(trainer, batch)
+    spread = 5e-4 if name == "gspo" else .3   # so that some are clipped, and some are not
+    if name == "cispo": spread = 1.5
+    old = logps.detach() + spread*torch.randn_like(logps)
+    batch["old_per_token_logps"] = old
+    theirs = gradients(trl_loss(trainer, batch), trainer.model)
+    ours = gradients(
+        ladder_loss(name, logps, old, rewards, mask, G, LONGEST), trainer.model)
+    assert len(ours) > 20 and apart(ours, theirs) < 1e-6
+    assert max(g.abs().max() for g in theirs.values()) > 1e-3
+
+
+def test_rloo_is_that_of_trl(toy, tmp_path):
+    trainer = trainer_of(toy, tmp_path, **LADDER["rloo"])
+    batch, rewards = sampled(trainer)
+    mask, logps = batch["completion_mask"], log_probs(trainer, batch)
+    old = logps.detach() + .1*torch.randn_like(logps)
+    batch |= dict(old_logps=(old*mask).sum(1), advantages=leave_one_out_advantages(rewards, G))
+    with trainer.clips_of(batch), hide_known_warnings():
+        theirs = RLOOTrainer._compute_loss(trainer, trainer.model, batch)
+    ours = ladder_loss("rloo", logps, old, rewards, mask, G, LONGEST)
+    found = [gradients(loss, trainer.model) for loss in (ours, theirs)]
+    assert apart(*found) < 1e-6 and max(g.abs().max() for g in found[1].values()) > 1e-3
+
+
+class KeepsAdvantages(RLOOTrainer):
+    def _generate_and_score_completions(self, inputs):
+        self.found = super()._generate_and_score_completions(inputs)["advantages"]
+        raise StopIteration
+
+
+def test_the_advantages_of_rloo_are_those_of_trl(toy, tmp_path):
+    "trl's own trainer, on a small text model: it knows no clips"
+    tokenizer, rewards = toy.processor.tokenizer, torch.arange(2*G)**2 / 10
+    model = AutoModelForCausalLM.from_config(Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2))
+    args = RLOOConfig(
+        str(tmp_path), per_device_train_batch_size=2*G, num_generations=G, max_steps=1, beta=0.,
+        max_completion_length=2, **trainer_settings())
+    trainer = KeepsAdvantages(
+        model, lambda prompts, **_: rewards.tolist(), args,
+        Dataset.from_dict(dict(prompt=["a clip", "another"])), processing_class=tokenizer)
+    with pytest.raises(StopIteration), hide_known_warnings(): trainer.train()
+    assert torch.allclose(trainer.found, leave_one_out_advantages(rewards, G), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["reinforce", "rloo"])
+def test_one_step_a_sampling_is_run_by_dr_grpo(toy, name, tmp_path):
+    "Right after sampling, these two are trl's Dr. GRPO times a constant, as `LADDER` runs them"
+    trainer = trainer_of(toy, tmp_path, **LADDER[name])
+    batch, rewards = sampled(trainer)
+    logps = log_probs(trainer, batch)
+    ours = ladder_loss(name, logps, logps.detach(), rewards, batch["completion_mask"], G, LONGEST)
+    constant = LONGEST * (1 if name == "reinforce" else G / (G-1))
+    found = [gradients(loss, trainer.model)
+             for loss in (ours, constant*trl_loss(trainer, batch))]
+    assert apart(*found) < 1e-6 and max(g.abs().max() for g in found[0].values()) > 1e-3
+    assert torch.equal(batch["advantages"], rewards) == (name == "reinforce")
+
+
+def test_a_rung_is_trained_and_logs_its_advantages(toy, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(toy.folder/"cold_start")
+    train_grpo(model, toy.processor, toy.human, "acc", tmp_path, steps=1, num_prompts=2,
+               num_generations=G, max_new_tokens=LONGEST, warmup_steps=0,
+               **LADDER["reinforce"])
+    answers = read_completions(tmp_path)
+    assert answers["accuracy"].max() > 0
+    assert answers["advantage"].tolist() == pytest.approx(answers["accuracy"].tolist())
+    with pytest.raises(ValueError, match="baseline is 'mean'; it must be group or none"):
+        train_grpo(model, toy.processor, toy.human, "acc", tmp_path, steps=1, baseline="mean")
+
+
+def test_the_record_compares_what_the_page_teaches():
+    "Each rung with the settings of `LADDER`, and as many sampled answers as any other"
+    seeds, arms = read_ablation(ROOT/"nbs/results/ladder.toml")
+    rungs = {name: arm["trl"] for name, arm in arms.items() if name in LADDER}
+    assert rungs == LADDER and len(seeds) == 5
+    samplings = {arm["steps"] / arm["trl"].get("num_iterations", 1)
+                 for arm in arms.values() if arm["steps"]}
+    assert len(samplings) == 1
