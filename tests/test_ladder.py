@@ -1,17 +1,22 @@
 "The ladder of algorithms: each rung by hand against trl's own loss, and the settings that run it"
 
+import json
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the `train` extra")
 
+import pandas as pd
 from conftest import ROOT
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, Qwen2Config
 from trl import GRPOConfig, RLOOConfig, RLOOTrainer
 
+from affectgpt_r1 import ablation
 from affectgpt_r1.ablation import read_ablation
 from affectgpt_r1.algorithms import LADDER, ladder_loss, leave_one_out_advantages
 from affectgpt_r1.checkpoints import hide_known_warnings
+from affectgpt_r1.claim_rules import claim_verdict, judge_claims, read_claim_rules
 from affectgpt_r1.demo import cold_started_toy
 from affectgpt_r1.grpo import (
     AffectGRPOTrainer, grpo_rows, read_completions, token_logps, train_grpo)
@@ -20,6 +25,23 @@ from affectgpt_r1.training import trainer_settings
 from affectgpt_r1.wheels import load_wheels
 
 G, LONGEST = 4, 12
+FEW = """
+seeds = [3]
+
+[defaults]
+mode = "answer"
+recipe = "acc+format"
+penalty = ""
+gold = "all"
+steps = 2
+tokens = 8
+trl = {warmup_steps = 0, num_prompts = 2, num_generations = 2}
+clips = 0
+watch = 0
+
+[settings]
+few = {clips = 2, watch = 1}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +178,67 @@ def test_the_record_compares_what_the_page_teaches():
     samplings = {arm["steps"] / arm["trl"].get("num_iterations", 1)
                  for arm in arms.values() if arm["steps"]}
     assert len(samplings) == 1
+
+
+# Claims: the rules, and what the runs that decide them need
+
+
+@pytest.mark.parametrize("kind, differences, amount, verdict", [
+    ("gain", [.014, .016, .015], .015, "replicated"),
+    ("gain", [.56, .57, .58], .015, "not replicated"),   # a collapse
+    ("gain", [.001, .002, .003], .015, "not replicated"),   # next to nothing
+    ("gain", [.56, .57, .58], 0, "replicated"),   # no size is known
+    ("gain", [-.02, -.03, -.02], .015, "opposite"),
+    ("gain", [-.02, .03, .02], .015, "undecided"),
+    ("no loss", [-.01, -.012, -.011], .02, "replicated"),
+    ("no loss", [.3, .31, .32], .02, "replicated"),
+    ("no loss", [-.03, -.04, -.035], .02, "opposite"),
+    ("no loss", [-.03, .02, .01], .02, "undecided"),
+    ("no change", [.001, -.002, .003], .02, "replicated"),
+    ("no change", [.3, .31, .32], .02, "opposite"),
+    ("no change", [-.3, -.31, -.32], .02, "not replicated"),
+    ("no change", [-.03, .02, .01], .02, "undecided")])
+def test_a_claim_is_judged_by_direction_and_size(kind, differences, amount, verdict):
+    assert claim_verdict(kind, differences, amount)["verdict"] == verdict
+
+
+def test_rules_are_applied_seed_by_seed():
+    "Paired by seed, of the seeds that both settings have; other runs change nothing"
+    rule = dict(kind="gain", above="b", below="a", measure="f", amount=.02)
+    runs = [("a", 1, .5), ("a", 2, .7), ("b", 2, .72), ("b", 1, .53), ("b", 3, 9.), ("c", 1, 9.)]
+    runs = pd.DataFrame(runs, columns=["setting", "seed", "f"])
+    found = judge_claims(dict(one=rule, other=rule | dict(above="d")), runs)
+    assert found.loc["one", "mean"] == pytest.approx(.025) and found.loc["one", "seeds"] == 2
+    assert found.loc["other", "verdict"] == "not run"
+    last = rule | dict(above="a", below="a", measure="best", measure_below="f")
+    found = judge_claims(dict(last=last), runs.assign(best=runs["f"] + .01))
+    assert found.loc["last", "mean"] == pytest.approx(.01)
+
+
+def test_the_rules_speak_of_what_is_run():
+    rules = read_claim_rules(ROOT/"nbs/results/claims_rules.toml")
+    seeds, arms = read_ablation(ROOT/"nbs/results/claims_runs.toml")
+    assert seeds == list(range(10, 20))   # no other file has used these
+    for rule in rules.values():
+        here = {*arms} if "ablation" in rule["command"] else {"cold_start", "sft", "grpo"}
+        assert {rule["above"], rule["below"]} <= here
+        assert {rule["measure"], rule.get("measure_below", "greedy_f")} <= {
+            "sampled_f", "greedy_f", "watched_f"}
+    used = {rule[side] for rule in rules.values() for side in ("above", "below")}
+    assert {*arms} <= used   # and nothing is run that decides nothing
+
+
+def test_a_setting_takes_the_first_clips_and_looks_at_the_test_clips(toy, tmp_path):
+    (tmp_path/"few.toml").write_text(FEW)
+    _, settings = read_ablation(tmp_path/"few.toml")
+    ablation._run_setting(toy.folder, tmp_path/"out", settings["few"], 3)
+    record = json.loads((tmp_path/"out/record.json").read_text())
+    looks = json.loads((tmp_path/"out/looks.json").read_text())
+    assert [*looks] == ["1", "2"] and record["watched_f"] == max(looks.values())
+    assert record["greedy_f"] == pytest.approx(looks["2"])   # the last look is at what is scored
+    assert set(read_completions(tmp_path/"out")["clip"]) == set(toy.human["name"][:2])
+    with pytest.raises(ValueError, match="clips is 1000, and there are 48 clips"):
+        ablation._clips(toy.human, settings["few"] | dict(clips=1000))
+    (tmp_path/"few.toml").write_text(FEW.replace("watch = 1", "watch = 3"))
+    with pytest.raises(ValueError, match="the last of 2 steps is no look, every 3"):
+        read_ablation(tmp_path/"few.toml")
