@@ -20,6 +20,7 @@ from affectgpt_r1.claim_rules import claim_verdict, judge_claims, read_claim_rul
 from affectgpt_r1.demo import cold_started_toy
 from affectgpt_r1.grpo import (
     AffectGRPOTrainer, grpo_rows, read_completions, token_logps, train_grpo)
+from affectgpt_r1.recipes import training_recipe
 from affectgpt_r1.rewards import make_rewards
 from affectgpt_r1.training import trainer_settings
 from affectgpt_r1.wheels import load_wheels
@@ -242,3 +243,14 @@ def test_a_setting_takes_the_first_clips_and_looks_at_the_test_clips(toy, tmp_pa
     (tmp_path/"few.toml").write_text(FEW.replace("watch = 1", "watch = 3"))
     with pytest.raises(ValueError, match="the last of 2 steps is no look, every 3"):
         read_ablation(tmp_path/"few.toml")
+
+
+def test_the_variety_file_is_read_and_compares_the_same_number_of_answers():
+    _, arms = read_ablation(ROOT/"nbs/results/variety.toml")
+    recipe = training_recipe("toy", "grpo").settings
+    default = arms["as it is"]
+    assert default["steps"] == recipe["steps"] and default["penalty"] == recipe["penalty"]
+    assert default["recipe"] == recipe["rewards"] and not default["trl"]
+    for name, arm in arms.items():
+        both = recipe | arm["trl"]
+        assert both["num_prompts"]*both["num_generations"] == 96, name
