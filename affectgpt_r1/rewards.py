@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PENALTIES', 'REWARD_RECIPES', 'COMPONENTS', 'format_reward', 'length_penalty', 'answer_labels', 'accuracy_reward',
-           'dual_reward', 'alignment_reward', 'graded_scores', 'RewardRecipe', 'make_rewards', 'pad_synonyms',
-           'reward_alarms']
+           'dual_reward', 'alignment_reward', 'graded_scores', 'variety_reward', 'RewardRecipe', 'make_rewards',
+           'pad_synonyms', 'reward_alarms']
 
 # %% ../nbs/10_rewards.ipynb #c003
 import math
@@ -167,6 +167,28 @@ def graded_scores(
     one = ew_rewards(gold, pred, wheels, 1, undefined="nan")
     return two/2 + one/4 + near/4
 
+# %% ../nbs/10_rewards.ipynb #e69a946a
+def _distances(answers, clips):
+    "How far the words of each answer are from those of the others to its clip: 1 - Jaccard, mean"
+    sets = [set(words) for words in answers]
+    for i, (mine, clip) in enumerate(zip(sets, clips)):
+        others = [x for j, x in enumerate(sets) if clips[j] == clip and j != i]
+        shared = [len(mine & x) / max(len(mine | x), 1) for x in others]
+        yield 1 - float(np.mean(shared)) if shared else 0.
+
+# %% ../nbs/10_rewards.ipynb #95b5759e
+def variety_reward(
+    wheels: EmotionWheels,   # From `load_wheels`
+    mode: str = "answer",    # "answer" or "think"
+) -> Callable:               # f(completions, labels, name, **columns) -> numbers in [0, 1], or None
+    "Reward function: F of the answer, times its distance from the other answers to the clip"
+    accuracy = accuracy_reward(wheels, None, mode)
+    def variety(completions, labels, name, **columns):
+        answers = [answer_labels(c, mode) for c in completions]
+        scores = accuracy(completions, labels)
+        return [f if f is None else float(f) * d for f, d in zip(scores, _distances(answers, name))]
+    return variety
+
 # %% ../nbs/10_rewards.ipynb #c033
 @dataclass(frozen=True)
 class RewardRecipe:
@@ -225,6 +247,7 @@ COMPONENTS = {   # name -> f(wheels, penalty, mode, judge) -> reward function
     "dual": lambda wheels, penalty, mode, judge: dual_reward(wheels, penalty),
     "alignment": lambda wheels, penalty, mode, judge: alignment_reward(wheels),
     "perception": _perception,
+    "variety": lambda wheels, penalty, mode, judge: variety_reward(wheels, mode),
 }
 
 # %% ../nbs/10_rewards.ipynb #6cdb7ceb

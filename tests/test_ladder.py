@@ -21,7 +21,7 @@ from affectgpt_r1.demo import cold_started_toy
 from affectgpt_r1.grpo import (
     AffectGRPOTrainer, grpo_rows, read_completions, token_logps, train_grpo)
 from affectgpt_r1.recipes import training_recipe
-from affectgpt_r1.rewards import make_rewards
+from affectgpt_r1.rewards import make_rewards, variety_reward
 from affectgpt_r1.training import trainer_settings
 from affectgpt_r1.wheels import load_wheels
 
@@ -31,7 +31,7 @@ seeds = [3]
 
 [defaults]
 mode = "answer"
-recipe = "acc+format"
+recipe = {accuracy = 1.0, format = 0.2, variety = 0.5}
 penalty = ""
 gold = "all"
 steps = 2
@@ -237,7 +237,9 @@ def test_a_setting_takes_the_first_clips_and_looks_at_the_test_clips(toy, tmp_pa
     looks = json.loads((tmp_path/"out/looks.json").read_text())
     assert [*looks] == ["1", "2"] and record["watched_f"] == max(looks.values())
     assert record["greedy_f"] == pytest.approx(looks["2"])   # the last look is at what is scored
-    assert set(read_completions(tmp_path/"out")["clip"]) == set(toy.human["name"][:2])
+    answers = read_completions(tmp_path/"out")
+    assert set(answers["clip"]) == set(toy.human["name"][:2])
+    assert (answers["variety"] <= answers["accuracy"]).all() and answers["variety"].max() > 0
     with pytest.raises(ValueError, match="clips is 1000, and there are 48 clips"):
         ablation._clips(toy.human, settings["few"] | dict(clips=1000))
     (tmp_path/"few.toml").write_text(FEW.replace("watch = 1", "watch = 3"))
@@ -254,3 +256,16 @@ def test_the_variety_file_is_read_and_compares_the_same_number_of_answers():
     for name, arm in arms.items():
         both = recipe | arm["trl"]
         assert both["num_prompts"]*both["num_generations"] == 96, name
+
+
+def test_variety_pays_what_is_right_and_different():
+    reward = variety_reward(load_wheels())
+    def paid(*answers, clips="aaa", gold=("happy", "sad")):
+        said = [f"<answer>{words}</answer>" for words in answers]
+        return reward(said, labels=[list(gold)]*len(said), name=list(clips))
+    one, two, three = paid("happy", "happy", "sad")
+    assert one == two == three/2 > 0   # the last differs from all others
+    assert paid("happy", "happy", "happy") == [0, 0, 0]
+    assert paid("angry", "afraid", "bored", gold=["happy"]) == [0, 0, 0]
+    assert paid("happy", "happy", "sad", clips="abc") == [0, 0, 0]   # nothing to compare with
+    assert paid("happy", "sad", clips="aa", gold=["neutral"]) == [None, None]
