@@ -168,11 +168,11 @@ def graded_scores(
     return two/2 + one/4 + near/4
 
 # %% ../nbs/10_rewards.ipynb #e69a946a
-def _distances(answers, clips):
-    "How far the words of each answer are from those of the others to its clip: 1 - Jaccard, mean"
+def _distances(answers, prompts):
+    "1 - Jaccard of the words of each answer and those of the others to its prompt, their mean"
     sets = [set(words) for words in answers]
-    for i, (mine, clip) in enumerate(zip(sets, clips)):
-        others = [x for j, x in enumerate(sets) if clips[j] == clip and j != i]
+    for i, (mine, prompt) in enumerate(zip(sets, prompts)):
+        others = [x for j, x in enumerate(sets) if prompts[j] == prompt and j != i]
         shared = [len(mine & x) / max(len(mine | x), 1) for x in others]
         yield 1 - float(np.mean(shared)) if shared else 0.
 
@@ -180,13 +180,13 @@ def _distances(answers, clips):
 def variety_reward(
     wheels: EmotionWheels,   # From `load_wheels`
     mode: str = "answer",    # "answer" or "think"
-) -> Callable:               # f(completions, labels, name, **columns) -> numbers in [0, 1], or None
+) -> Callable:    # f(completions, labels, prompts, **columns) -> numbers in [0, 1], or None
     "Reward function: F of the answer, times its distance from the other answers to the clip"
     accuracy = accuracy_reward(wheels, None, mode)
-    def variety(completions, labels, name, **columns):
+    def variety(completions, labels, prompts, **columns):
         answers = [answer_labels(c, mode) for c in completions]
-        scores = accuracy(completions, labels)
-        return [f if f is None else float(f) * d for f, d in zip(scores, _distances(answers, name))]
+        scores, distances = accuracy(completions, labels), _distances(answers, prompts)
+        return [f if f is None else float(f) * d for f, d in zip(scores, distances)]
     return variety
 
 # %% ../nbs/10_rewards.ipynb #c033

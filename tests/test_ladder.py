@@ -262,7 +262,7 @@ def test_variety_pays_what_is_right_and_different():
     reward = variety_reward(load_wheels())
     def paid(*answers, clips="aaa", gold=("happy", "sad")):
         said = [f"<answer>{words}</answer>" for words in answers]
-        return reward(said, labels=[list(gold)]*len(said), name=list(clips))
+        return reward(said, labels=[list(gold)]*len(said), prompts=list(clips))
     one, two, three = paid("happy", "happy", "sad")
     assert one == two == three/2 > 0   # the last differs from all others
     assert paid("happy", "happy", "happy") == [0, 0, 0]
