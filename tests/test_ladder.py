@@ -21,7 +21,7 @@ from affectgpt_r1.demo import cold_started_toy
 from affectgpt_r1.grpo import (
     AffectGRPOTrainer, grpo_rows, read_completions, token_logps, train_grpo)
 from affectgpt_r1.recipes import training_recipe
-from affectgpt_r1.rewards import make_rewards, variety_reward
+from affectgpt_r1.rewards import accuracy_reward, make_rewards, variety_reward
 from affectgpt_r1.training import trainer_settings
 from affectgpt_r1.wheels import load_wheels
 
@@ -265,6 +265,8 @@ def test_variety_pays_what_is_right_and_different():
         return reward(said, labels=[list(gold)]*len(said), prompts=list(clips))
     one, two, three = paid("happy", "happy", "sad")
     assert one == two == three/2 > 0   # the last differs from all others
+    alone = accuracy_reward(load_wheels(), None)(["<answer>sad</answer>"], [["happy", "sad"]])
+    assert three == pytest.approx(alone[0])   # nothing in common: its F
     assert paid("happy", "happy", "happy") == [0, 0, 0]
     assert paid("angry", "afraid", "bored", gold=["happy"]) == [0, 0, 0]
     assert paid("happy", "happy", "sad", clips="abc") == [0, 0, 0]   # nothing to compare with
