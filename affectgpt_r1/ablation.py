@@ -13,6 +13,7 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
+from transformers import TrainerCallback
 
 # %% ../nbs/machinery/ablation.ipynb #baadb010
 from .data import load_mer2025
 from .evaluate import best_of, predict_clips, score_predictions
 from .fingerprints import code_hash, short_hash, weights_hash
-from .grpo import train_grpo
+from .grpo import held_out_score, train_grpo
 from .labels import parse_response
 from .messages import list_some
 from .metrics import hit_rate
@@ -44,15 +46,18 @@ from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/machinery/ablation.ipynb #ab34d9b1
 _KINDS = dict(mode=str, recipe=str | dict, penalty=str, gold=str, steps=int, tokens=int, trl=dict)
+_MORE_KINDS = dict(clips=int, watch=int)   # those that a file may leave out
 _CHOICES = dict(mode=("answer", "think"), gold=("all", "first"))
 
 def _read_setting(what, setting):
     "A complete setting by its types; raises ValueError for names and values that do not exist"
-    setting = read_settings(setting, _KINDS, what)
+    setting = read_settings(setting, _KINDS | _MORE_KINDS, what)
     for name, known in _CHOICES.items():
         if setting[name] not in known:
             raise ValueError(f"{what}: {name} {setting[name]!r} is unknown, take one of "
                              f"{list_some(known)}")
+    if (watch := setting.get("watch")) and setting["steps"] % watch:
+        raise ValueError(f"{what}: the last of {setting['steps']} steps is no look, every {watch}")
     if isinstance(setting["recipe"], str): check_names([setting["recipe"]], REWARD_RECIPES, what)
     return setting | dict(trl=read_changes("grpo", setting["trl"]))
 
@@ -185,9 +190,10 @@ def _run_setting(base, out, setting, seed):
     out.mkdir(parents=True, exist_ok=True)
     model, processor = load_run_stage(base, "cold_start")
     human, test = [load_mer2025(base / "corpus", track) for track in ("human", "ovmerd")]
-    if setting["steps"]: _train(model, processor, human, out, setting, seed)
+    if setting["steps"]: _train(model, processor, (human, test), out, setting, seed)
     record, shown = _evaluate(model.eval(), processor, test, setting, seed)
     shown.to_csv(out / "answers.csv", index=False)
+    if looks := _looks(out): record["watched_f"] = max(looks.values())
     record |= dict(seconds=time.perf_counter() - start, asked=setting, base=_base_hash(base),
                    code=_code())
     (out / "record.json").write_text(json.dumps(record))
@@ -200,14 +206,40 @@ def _scorable(rows, setting):
     known = [bool(any(wheels.rows(labels[:n]))) for labels in rows["labels"]]
     return rows.select([i for i, is_known in enumerate(known) if is_known])
 
+# %% ../nbs/machinery/ablation.ipynb #bc4443b9
+def _looks(out):
+    "Step -> greedy F on the test clips, of the looks that were taken in a run"
+    file = out / "looks.json"
+    return read_json(file) if file.exists() else {}
+
+
+class _Watch(TrainerCallback):
+    "Looks at the test clips every few steps, and changes nothing"
+    def __init__(self, out, every, score): self.out, self.every, self.score = out, every, score
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every: return
+        looks = _looks(self.out) | {str(state.global_step): self.score(model)["ew_f"]}
+        (self.out / "looks.json").write_text(json.dumps(looks))
+
+# %% ../nbs/machinery/ablation.ipynb #f0b97ddb
+def _clips(rows, setting):
+    "The human clips that a setting trains on"
+    n, rows = setting.get("clips"), _scorable(rows, setting)
+    if n and n > len(rows):
+        raise ValueError(f"clips is {n}, and there are {len(rows)} clips to learn from")
+    return rows.select(range(n)) if n else rows
+
 # %% ../nbs/machinery/ablation.ipynb #ad0dda0b
-def _train(model, processor, human, out, setting, seed):
+def _train(model, processor, rows, out, setting, seed):
     "GRPO of a setting, and its curves"
+    human, test = rows
     rewards, trl = ablation_rewards(setting, model, processor, load_wheels())
-    human = _scorable(human, setting)
-    log = train_grpo(model, processor, human, rewards, out, mode=setting["mode"],
-                     steps=setting["steps"], max_new_tokens=setting["tokens"], seed=seed,
-                     **trl, **setting["trl"])
+    how = dict(mode=setting["mode"], max_new_tokens=setting["tokens"])
+    score = partial(held_out_score, processor=processor, dataset=test, **how)
+    watch = [_Watch(out, setting["watch"], score)] if setting.get("watch") else []
+    log = train_grpo(model, processor, _clips(human, setting), rewards, out, callbacks=watch,
+                     steps=setting["steps"], seed=seed, **how, **trl, **setting["trl"])
     log_curves(pd.DataFrame(log), _CURVES).to_csv(out / "curves.csv", index=False)
 
 # %% ../nbs/machinery/ablation.ipynb #581fa327

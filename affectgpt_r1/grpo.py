@@ -58,10 +58,11 @@ def clipped_loss(
     old: torch.Tensor,         # [batch, n] when the answers were sampled
     advantages: torch.Tensor,  # [batch]
     eps: float = 0.2,          # Clip range
+    eps_high: float | None = None,   # Clip range above one, where it is another
 ) -> torch.Tensor:             # [batch, n]
     "Clipped surrogate of each token"
-    ratio, A = (logps - old).exp(), advantages[:, None]
-    return -torch.min(ratio * A, ratio.clamp(1-eps, 1+eps) * A)
+    ratio, A, high = (logps - old).exp(), advantages[:, None], eps_high or eps
+    return -torch.min(ratio * A, ratio.clamp(1-eps, 1+high) * A)
 
 # %% ../nbs/11_grpo.ipynb #g007
 def aggregate_loss(
@@ -201,12 +202,12 @@ def _step_fields(settings, held_out):
     return fields
 
 # %% ../nbs/11_grpo.ipynb #c0f9f973
-_REWARDS = ("rewards", "penalty")   # settings that `make_rewards` takes
+_NOT_OF_TRL = ("mode", "lora", "baseline", "rewards", "penalty")   # settings that are ours alone
 
 
 def _grpo_config(out, processor, settings, weights, held_out):
     "trl's configuration: our defaults, then the recipe, then further fields that the user gave"
-    settings = {k: v for k, v in settings.items() if k not in ("mode", "lora", *_REWARDS)}
+    settings = {k: v for k, v in settings.items() if k not in _NOT_OF_TRL}
     fields = _DEFAULTS | _step_fields(settings, held_out) | dict(reward_weights=weights)
     generation = {"suppress_tokens": processor.placeholder_ids}
     generation |= settings.pop("generation_kwargs", None) or {}
@@ -225,6 +226,8 @@ def _settings(model, recipe, changes):
     check_mode(settings["mode"])
     sizes = ("num_prompts", "num_generations", "micro_batch")
     check_amounts(settings, "steps", "max_new_tokens", *sizes)
+    if settings.get("baseline", "group") not in ("group", "none"):
+        raise ValueError(f"baseline is {settings['baseline']!r}; it must be group or none")
     if changes.get("micro_batch") is None:   # what the recipe says, or a part of it that fits
         answers = settings["num_prompts"] * settings["num_generations"]
         settings["micro_batch"] = math.gcd(answers, settings.get("micro_batch") or answers)
@@ -327,6 +330,7 @@ def _train(model, processor, rows, rewards, args, settings, wheels, callbacks, r
         model, guard_rewards(rewards[0], mode, out, rewards[1]), args, train,
         processing_class=processor, eval_dataset=held_out, peft_config=lora,
         callbacks=list(callbacks))
+    trainer.baseline = settings.get("baseline", "group")
     trainer.score = partial(held_out_score, processor=processor, dataset=validation, mode=mode,
                             wheels=wheels, max_new_tokens=limit)
     log = run_training(trainer, "GRPO", resume)

@@ -207,8 +207,26 @@ class _PromptCheck(TrainerCallback):
     def __init__(self, trainer): self.trainer = trainer
     def on_train_begin(self, args, state, control, **kwargs): check_prompting(self.trainer)
 
+# %% ../nbs/machinery/grpo_trainer.ipynb #99bf10d9
+class _ChoosesBaseline(_Scores):
+    baseline = "group"   # what a reward is compared with: the "group" of its answer, or "none"
+
+    def _calculate_rewards(self, *args, **kwargs):
+        rewards = super()._calculate_rewards(*args, **kwargs)   # of all processes
+        self.totals = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        return rewards
+
+    def _generate_and_score_completions(self, inputs):
+        batch = super()._generate_and_score_completions(inputs)
+        if self.baseline == "none":
+            first, logged = self.accelerator.process_index * len(inputs), self._logs["advantages"]
+            batch["advantages"] = self.totals[first:first + len(inputs)]
+            for _ in self.totals: logged.pop()
+            logged.extend(self.totals.tolist())
+        return batch
+
 # %% ../nbs/machinery/grpo_trainer.ipynb #ec347ae1
-class AffectGRPOTrainer(_Scores):
+class AffectGRPOTrainer(_ChoosesBaseline):
     "trl's `GRPOTrainer` with the clip's tensors kept next to each answer, from sampling to loss"
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -190,7 +190,7 @@ _KINDS = dict(   # stage -> setting -> type, of what recipes and stages know
     grpo=_STAGE_KINDS | dict(
         rewards=str | object, penalty=str | None, num_prompts=int, num_generations=int, steps=int,
         beta=float, epsilon=float, scale_rewards=str | bool, loss_type=str, temperature=float,
-        micro_batch=int | None))
+        micro_batch=int | None, baseline=str))
 
 def _trl_kinds(stage):
     "Field -> type hint of trl's configuration for a stage"

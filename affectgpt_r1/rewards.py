@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PENALTIES', 'REWARD_RECIPES', 'COMPONENTS', 'format_reward', 'length_penalty', 'answer_labels', 'accuracy_reward',
-           'dual_reward', 'alignment_reward', 'graded_scores', 'RewardRecipe', 'make_rewards', 'pad_synonyms',
-           'reward_alarms']
+           'dual_reward', 'alignment_reward', 'graded_scores', 'variety_reward', 'RewardRecipe', 'make_rewards',
+           'pad_synonyms', 'reward_alarms']
 
 # %% ../nbs/10_rewards.ipynb #c003
 import math
@@ -167,6 +167,28 @@ def graded_scores(
     one = ew_rewards(gold, pred, wheels, 1, undefined="nan")
     return two/2 + one/4 + near/4
 
+# %% ../nbs/10_rewards.ipynb #e69a946a
+def _distances(answers, prompts):
+    "1 - Jaccard of the words of each answer and those of the others to its prompt, their mean"
+    sets = [set(words) for words in answers]
+    for i, (mine, prompt) in enumerate(zip(sets, prompts)):
+        others = [x for j, x in enumerate(sets) if prompts[j] == prompt and j != i]
+        shared = [len(mine & x) / max(len(mine | x), 1) for x in others]
+        yield 1 - float(np.mean(shared)) if shared else 0.
+
+# %% ../nbs/10_rewards.ipynb #95b5759e
+def variety_reward(
+    wheels: EmotionWheels,   # From `load_wheels`
+    mode: str = "answer",    # "answer" or "think"
+) -> Callable:    # f(completions, labels, prompts, **columns) -> numbers in [0, 1], or None
+    "Reward function: F of the answer, times its distance from the other answers to the clip"
+    accuracy = accuracy_reward(wheels, None, mode)
+    def variety(completions, labels, prompts, **columns):
+        answers = [answer_labels(c, mode) for c in completions]
+        scores, distances = accuracy(completions, labels), _distances(answers, prompts)
+        return [f if f is None else float(f) * d for f, d in zip(scores, distances)]
+    return variety
+
 # %% ../nbs/10_rewards.ipynb #c033
 @dataclass(frozen=True)
 class RewardRecipe:
@@ -225,6 +247,7 @@ COMPONENTS = {   # name -> f(wheels, penalty, mode, judge) -> reward function
     "dual": lambda wheels, penalty, mode, judge: dual_reward(wheels, penalty),
     "alignment": lambda wheels, penalty, mode, judge: alignment_reward(wheels),
     "perception": _perception,
+    "variety": lambda wheels, penalty, mode, judge: variety_reward(wheels, mode),
 }
 
 # %% ../nbs/10_rewards.ipynb #6cdb7ceb

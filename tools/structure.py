@@ -12,9 +12,9 @@ PACKAGE = ROOT / "affectgpt_r1"
 
 
 def notebooks():
-    "Module -> its notebook, lessons first, then machinery, as the first cell of each names it"
+    "Module -> its notebook: lessons, tutorials, machinery, as the first cell of each names it"
     found = {}
-    for folder in (ROOT / "nbs", ROOT / "nbs/machinery"):
+    for folder in (ROOT / "nbs", ROOT / "nbs/tutorials", ROOT / "nbs/machinery"):
         for path in sorted(folder.glob("*.ipynb")):
             first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
             if first.startswith("#| default_exp "):
