@@ -1,7 +1,6 @@
 """The map and its picture: kept values that can be made again, minutes and links that are true; the
 glossary: sorted, with an example and a page for each term"""
 
-import json
 import re
 import time
 
@@ -257,8 +256,3 @@ def test_terms_that_readers_look_for():
         for t in map(str.strip, asked.split(","))
         if " ".join(t.lower().split()) not in " ".join(text.split())
     ] == []
-
-
-def test_json_of_the_map_holds_no_large_picture():
-    "The figures of the page together"
-    assert len(json.dumps(nbformat.read(MAP, 4))) < 200_000
