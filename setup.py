@@ -26,7 +26,7 @@ setup(
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[name, f"{name}.*"]),
-    package_data={name: ["word_lists/*", "harness_files/*/*"]},
+    package_data={name: ["word_lists/*", "harness_files/*/*", "picture_data/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={
