@@ -25,8 +25,8 @@ HARMONY = "<|channel|>analysis<|message|>A is better<|end|><|start|>assistant<|c
     HARMONY + 'final <|constrain|>json<|message|>{"winner": "B"}<|return|>',
     HARMONY + "final json<|message|>B", "<s>B</s>", " <bos> B", "<s><bos>B",
     "B\n\n---\nLet me know if you need anything else!", "B. Feel free to ask if it is unclear.",
-    "Answer: B\n\nI hope this helps!", "答案：B（更符合视频）", "回复B更符合所见所闻。", "B更符合事实",
-    "更符合的是B", "更准确的回答是B。"])
+    "Answer: B\n\nI hope this helps!", "答案：B（更符合视频）", "回复B更符合所见所闻。",
+    "B更符合事实", "更符合的是B", "更准确的回答是B。"])
 def test_a_judge_prefers_b(reply): assert read_verdict(reply) == "B"
 
 
