@@ -23,8 +23,7 @@ import numpy as np
 import pandas as pd
 
 from .messages import list_some, shorten
-from .text_files import (
-    clean_name, decode_text, file_bytes, is_jsonl, read_json, read_jsonl)
+from .text_files import clean_name, decode_text, file_bytes, read_any_json
 
 # %% ../nbs/machinery/tables.ipynb #de75d95e
 def word_lines(
@@ -265,9 +264,9 @@ def _rows_of(path, columns):
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 # %% ../nbs/machinery/tables.ipynb #c6f89261
-def _records(path, data, column):
+def _records(path, column):
     "Pairs of name and record of a json or jsonl file; the settings that head replies are no record"
-    held = read_jsonl(path) if is_jsonl(data) else read_json(path)
+    held = read_any_json(path)
     if _has_columns(held, column):
         held = _rows_of(path, held) if isinstance(held["name"], (list, dict)) else [held]
     if isinstance(held, dict): return list(held.items())
@@ -276,9 +275,9 @@ def _records(path, data, column):
     return [(x.get("name"), x) for x in held if x.keys() != {"settings"}]
 
 # %% ../nbs/machinery/tables.ipynb #ae640c9b
-def _json_column(path, data, column):
+def _json_column(path, column):
     "Name -> value of a json or jsonl file"
-    records = _records(path, data, column)
+    records = _records(path, column)
     if other := [name for name, _ in records if not isinstance(name, str)]:
         raise ValueError(f"{path}: a name must be text in quotes, not {shorten(other[0])}")
     records = [(clean_name(name), x) for name, x in records]
@@ -301,7 +300,7 @@ def read_column(
         raise ValueError(f"{path}: is an OpenDocument file: save it as csv or xlsx")
     if data.startswith(b"PK"): return _read_excel(path, [column])[column].to_dict()
     if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
-        return _json_column(path, data, column)
+        return _json_column(path, column)
     return read_csv(path, [column])[column].to_dict()
 
 # %% ../nbs/machinery/tables.ipynb #c027
