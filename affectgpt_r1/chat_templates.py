@@ -47,10 +47,16 @@ def fix_date(
     return re.sub(r"\bstrftime_now\(([^()]*)\)", rf"((\1){written})", template)
 
 # %% ../nbs/machinery/chat_templates.ipynb #e951eee4
+_THOUGHT = re.compile(
+    r"(?:<(think|thinking|thought|reasoning|seed:think)>\s*(?:</\1>\s*)?"
+    r"|\[THINK\]\s*(?:\[/THINK\]\s*)?|◁think▷\s*(?:◁/think▷\s*)?)\Z")
+
+
 def drop_thought(
     prompt: str,    # As a chat template wrote it, up to where the reply begins
     template: str,  # This template
 ) -> str:
     "The prompt without a thought that the template has begun, or left empty, at its end"
-    if "<think>" not in template: return prompt
-    return re.sub(r"<think>\s*(</think>\s*)?\Z", "", prompt)
+    found = _THOUGHT.search(prompt)
+    if not found or re.match(r"\S+?[]>▷]", found[0])[0] not in template: return prompt
+    return prompt[:found.start()]

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from .labels import parse_labels
 from .lettering import plain_label, plain_lines
 from .plots import COLORS, page_color
 from .wheels import EmotionWheels
@@ -73,7 +74,7 @@ def wheel_sunburst(
     parts: bool = True,      # Draw the outer ring?
 ) -> Axes:
     "Gold and answer on a wheel: sectors inside, their parts outside"
-    name = _wheel_name(wheels, wheel)
+    name, gold, pred = _wheel_name(wheels, wheel), _words(gold), _words(pred)
     if ax is None:
         fig = plt.figure(figsize=(6, 6.4), layout="constrained")
         ax = fig.add_subplot(projection="polar")
@@ -101,8 +102,15 @@ def _state_legend(ax):
     ax.legend(boxes, names, loc="lower center", bbox_to_anchor=(.5, -.07), ncols=3)
 
 # %% ../nbs/machinery/clip_plots.ipynb #c030
+def _words(labels):
+    "Labels, also where they are one text, as a cell of a table"
+    return parse_labels(labels) if isinstance(labels, str) else labels
+
+
 def _envelope(waveform, n=1500):
     "Lowest and highest value in each of about `n` equal windows, and how many samples a window has"
+    if np.ndim(waveform) != 1 or not len(waveform):
+        raise ValueError(f"a waveform is [samples]; this one has the shape {np.shape(waveform)}")
     size = max(1, len(waveform) // n)
     windows = np.asarray(waveform)[:len(waveform) // size * size].reshape(-1, size)
     return windows.min(1), windows.max(1), size
@@ -145,6 +153,7 @@ def _draw_small_wheel(ax, wheels, wheel, gold, answer):
 # %% ../nbs/machinery/clip_plots.ipynb #d5c51050
 def _title_lines(subtitle, thinking, gold, answer):
     "What is said, thought, and answered"
+    gold, answer = _words(gold), _words(answer)
     thought = plain_lines(f"thinks: {thinking}", 110, 12) if thinking else []
     words = plain_lines(f"annotators: {', '.join(gold)}", 110) if len(gold) else []
     if answer is not None: words += plain_lines(_answer_line(answer), 110)
@@ -165,7 +174,7 @@ def clip_storyboard(
 ) -> np.ndarray:                         # Axes: each frame's, the sound's, perhaps the wheel's
     "All that is known of one clip: frames, sound, subtitle, thoughts, gold and answer"
     on_wheel = wheels is not None and answer is not None
-    title = _title_lines(subtitle, thinking, gold, answer)
+    title = _title_lines(subtitle or "", thinking, gold, answer)
     axes = _sheet(len(frames), on_wheel, len(title) - 2)
     _draw_frames(axes, frames, len(waveform) / rate)
     _draw_sound(axes[len(frames)], waveform, rate)

@@ -14,6 +14,8 @@ from pathlib import Path
 import av
 from av.stream import Disposition
 
+from .text_files import foreign_kind
+
 # %% ../nbs/machinery/containers.ipynb #d08a0f33
 def _is_known(length):
     "Is this a length, or a placeholder of a program that did not know it?"
@@ -116,14 +118,15 @@ _FORMATS = ("mov matroska avi flv live_flv mpegts mpeg mpegvideo m4v asf asf_o o
             "yuv4mpegpipe wav w64 aiff au caf flac mp3 aac ac3 eac3 amr amrnb amrwb ape wv tta tak "
             "dts truehd mlp loas latm voc nistsphere ircam mpc mpc8 dsf qoa shn oma gsm sbc spdif")
 
-_OTHER = {b"\xff\xd8\xff": "a still picture", b"\x89PNG": "a still picture",
-          b"BM": "a still picture", b"#EXTM3U": "a playlist", b"ffconcat": "a playlist",
+_OTHER = {b"BM": "a still picture", b"#EXTM3U": "a playlist", b"ffconcat": "a playlist",
           b"v=0": "a playlist"}
 
 def _why_not(path, error):
     "What is wrong with a file that FFmpeg does not read"
-    with path.open("rb") as file: start = file.read(12)
-    if start[8:] == b"WEBP": return "it is a WebP picture"
+    with path.open("rb") as file: start = file.read(100)
+    if not start: return "it is empty"
+    if kind := foreign_kind(start): return kind
+    if start[8:12] == b"WEBP": return "it is a WebP picture"
     for magic, kind in _OTHER.items():
         if start.startswith(magic): return f"it is {kind}"
     if error.errno == EINVAL: return "it is neither a video nor a sound file"

@@ -331,6 +331,13 @@ def _own_report(rows, left_out):
     incomplete = without["pictures"] + without["sound"] + left_out
     return "; ".join([f"{len(rows):,} video{'s' * (len(rows) != 1)}", *listed]), incomplete
 
+# %% ../nbs/05_data.ipynb #6c516c0f
+def _nothing_here(scan):
+    "The message for a folder without clips, with the folders in it"
+    inside = [name for name in scan.left_out if name.endswith("/")]
+    hint = f"; it holds the folders {list_some(inside)}: give the one with clips" if inside else ""
+    return f"no file of the kinds {list_some(VIDEO_FILES)}{hint}"
+
 # %% ../nbs/05_data.ipynb #d072
 def load_folder(
     root: str | Path,                     # A folder with videos, of any kind that can be read
@@ -340,7 +347,7 @@ def load_folder(
     reading = _Reading(_folder(root, "give a folder that holds videos"), "a folder of videos")
     scan = scan_folder(reading.root)
     reading.problems += scan.problems
-    if not scan.clips: reading.problems.append(f"no file of the kinds {list_some(VIDEO_FILES)}")
+    if not scan.clips: reading.problems.append(_nothing_here(scan))
     words = None if subtitles is None else _table_of_words(reading, subtitles, scan.clips)
     rows = [_own_row(reading, clip, words) for clip in scan.clips]
     _raise_problems(reading)

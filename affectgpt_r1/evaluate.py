@@ -206,6 +206,7 @@ def score_predictions(
     extract: Callable | None = None,         # As in `read_labels`
 ) -> dict:                                   # `STAGE_KEYS` without the sampled score
     "Emotion-wheel scores of a model's replies, words per answer, and how often the format was kept"
+    gold = dict(gold.items())   # a series, too: it would give its cells, and not its names
     more = _truncated_rate(gold, replies) if isinstance(replies, pd.DataFrame) else {}
     said = _by_name(replies) if more else replies
     said = {name: said[name] for name in gold if name in said}

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .text_files import foreign_kind
+
 # %% ../nbs/machinery/faces.ipynb #e58ef75d
 def open_faces(
     path: str | Path,  # An npy file: uint8 [frames, height, width, 3]
@@ -19,9 +21,11 @@ def open_faces(
     "The faces of a clip; raises an error that names the file if it holds anything else"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
+    with path.open("rb") as file: start = file.read(100)
     try: faces = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as e:   # broken bytes fail in many ways
-        raise ValueError(f"{path}: cannot be read as an npy file ({e})") from e
+        why = None if start.startswith(b"\x93NUMPY") else foreign_kind(start)
+        raise ValueError(f"{path}: cannot be read as an npy file ({why or e})") from e
     if not isinstance(faces, np.ndarray):
         raise ValueError(f"{path}: is an npz file, not an npy file; keep the array alone: np.save")
     if faces.ndim != 4 or faces.shape[3] != 3 or faces.dtype != np.uint8 or not faces.size:

@@ -7,6 +7,7 @@ __all__ = ['SOUND_FILES', 'clip_of_file', 'find_media', 'find_faces', 'is_hidden
 
 # %% ../nbs/machinery/folders.ipynb #e98d8e0b
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -180,6 +181,26 @@ def _has_words(path):
     if path.suffix.lower() not in SUBTITLE_FILES: return False
     with path.open("rb") as file: return file.read(4) != b"\0\0\1\xba"
 
+# %% ../nbs/machinery/folders.ipynb #ad34a79a
+_LANGUAGE = re.compile(
+    r"(.+)\.((?:ar|de|en|es|fr|hi|id|it|ja|ko|nl|pl|pt|ru|th|tr|vi|zh|ara|chi|deu|eng|fra|fre|ger"
+    r"|hin|ita|jpn|kor|por|rus|spa|zho)(?:[-_][A-Za-z]{2,8}){0,2})")
+
+def _clip_and_language(stem, names):
+    "Of which clip is a subtitle called `clip.en.srt` or `clip.mp4.srt`, and in which language?"
+    found = _LANGUAGE.fullmatch(stem)
+    stem, language = found.groups() if found else (stem, "")
+    return next(((name, language) for name in (stem, clip_of_file(stem)) if name in names), None)
+
+def _adopt(words, names):
+    "Give such subtitles to their clips, where they have none and there is one language"
+    others = {}
+    for stem in sorted(words.keys() - names):
+        if found := _clip_and_language(stem, names):
+            others.setdefault(found[0], {}).setdefault(found[1], []).append(stem)
+    for name, (stems, *more) in ((name, [*found.values()]) for name, found in others.items()):
+        if not more and name not in words: words[name] = [x for y in stems for x in words.pop(y)]
+
 # %% ../nbs/machinery/folders.ipynb #2c0b3860
 def scan_folder(
     root: Path,   # A folder of clips, not of folders
@@ -191,6 +212,7 @@ def scan_folder(
         if _has_words(path): words.setdefault(name, []).append(path)
         elif path.suffix.lower() in _DOCUMENTS: documents.append(path)
         elif found := _note_streams(scan, path): streams.setdefault(name, {})[path] = found
+    _adopt(words, streams)
     scan.clips = [_clip(scan, name, found, words.pop(name, [])) for name, found in streams.items()]
     scan.left_out += [path.name for found in words.values() for path in found]   # of no clip
     scan.left_out += [path.name for path in documents if clean_name(path.stem) in streams]

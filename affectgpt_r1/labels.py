@@ -89,7 +89,9 @@ _TEMPLATE = re.compile(
     )\s+(?:to\ be\s+|being\s+|feeling\s+)*""", re.VERBOSE)
 _LEAD = re.compile(rf"^(?:and|or|but|also|then|both|either|{_MAYBE}|feeling|feelings of|"
                    r"a (?:sense|feeling|hint) of|(?:a )?(?:mix|mixture|combination) of|\d+)\s+")
-_TAIL = re.compile(r"\s+(?:because|due to|owing to)\b.*|\s+(?:and|or)$|(?:因为|由于).+")
+_TAIL = re.compile(
+    r"\s+(?:because|due to|owing to)\b.*|\s+(?:and|or)$|(?:因为|由于).+"
+    r"|(?<=[\u4e00-\u9fff]{2})(?<![平一])等(?:等|的?(?:复杂)?(?:情绪|情感|感受|心情|状态))*$")
 
 # %% ../nbs/01_labels.ipynb #c27668b2
 _OPENING = re.compile(   # Sure! Here are the emotions: …
@@ -104,16 +106,21 @@ _CHINESE_TEMPLATE = re.compile(
        (?:是|为(?!难)|包括)
      |(?:他们|她们|我们|[他她我]|人物|角色|主角|说话人|[男女](?:人|性|子|孩))(?:可能|应该|似乎|也|正)?
        (?:感到|感觉到|显得|觉得|看起来|表现出|是)
-     |感到|(?:可能|应该|似乎)是)(?=[\u4e00-\u9fff])""", re.VERBOSE)
+     |感到|(?:可能|应该|似乎|首先|其次|再次|最后|此外|另外)(?:也|还)?是)(?=[\u4e00-\u9fff])""",
+    re.VERBOSE)
 
 # %% ../nbs/01_labels.ipynb #c011
+_FILLERS = {"etc", "e.g", "eg", "i.e", "so on", "so forth", "among others", "and so on", "第一",
+            "第二", "第三", "第四", "第五"}   # behind or before a list, never in it
+
 def _clean_label(part):
     "A part of an answer without template, leading word, numbering and stray punctuation"
     label = " ".join(part.split()).strip(" .-_'")
     while (shorter := _LEAD.sub("", _TEMPLATE.sub("", label))) != label:
         label = shorter
     if not label.isascii(): label = _CHINESE_TEMPLATE.sub("", label)
-    return _TAIL.sub("", label).strip(" .-_'")
+    label = _TAIL.sub("", label).strip(" .-_'")
+    return "" if label in _FILLERS else label
 
 # %% ../nbs/01_labels.ipynb #72e12dc8
 def _read_parts(text):
@@ -228,10 +235,15 @@ def parse_response(
 
 # %% ../nbs/01_labels.ipynb #da2adf80
 def completion_text(
-    completion: str | list,   # Text, or a conversation of one message
-) -> str:
-    "The text of a completion, in either form that trl gives it"
-    return completion if isinstance(completion, str) else completion[0]["content"]
+    completion: str | list | dict,   # Text, a message, or a conversation, as with tools
+) -> str:                            # "" for a message without text
+    "The text of a completion: of a conversation, that of the last message of the model"
+    if isinstance(completion, str): return completion
+    messages = [completion] if isinstance(completion, dict) else completion
+    said = [x.get("content") for x in messages if x.get("role", "assistant") == "assistant"]
+    if not said: raise ValueError(f"a completion holds no message: {shorten(completion)}")
+    if not isinstance(said[-1], list): return said[-1] or ""
+    return "".join(part["text"] for part in said[-1] if part.get("type") in ("text", None))
 
 # %% ../nbs/01_labels.ipynb #c029
 _ASK = "Which emotions does the main character show?"

@@ -91,7 +91,8 @@ _TAG_NAMES = set(
     "strong small table thead tbody mark html body head h1 h2 h3 h4 h5 h6 blockquote think "
     "thinking thought answer reasoning response output pad eos bos unk sep cls mask image video "
     "audio".split())
-_TOKEN = re.compile(r"<\|[^<>|]{0,60}\|>|\[/?inst\]|<</?sys>>", re.IGNORECASE)
+_TOKEN = re.compile(r"<\|[^<>|]{0,60}\|>|<</?sys>>"
+                    r"|\[(?:/?inst|eos|bos|sep|pad|cls|unk|g?mask)\]", re.IGNORECASE)
 _TURN = re.compile(r"<\|?(?:im_start|start_header_id|start_of_turn)\|?>\s*"
                    r"(?:system|user|assistant|model)\b", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)(\w+)((?:[\s/][^<>]{0,200})?)>")

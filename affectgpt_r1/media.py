@@ -17,6 +17,7 @@ import numpy as np
 
 from .containers import check_file
 from .faces import crop_faces, face_boxes, open_faces
+from .messages import shorten
 from .sounds import bounded_wave, read_spans, read_waveform
 from .videos import choose_frames, decode_frames, frame_times
 
@@ -100,15 +101,23 @@ def _segment_begins(length, num_segments, num_samples):
     "First sample of each segment of a sound of `length` samples"
     return np.arange(num_segments)*max(0, length-num_samples)//num_segments
 
+def _samples(wave):
+    "A sound as an array [samples]; raises ValueError for anything else"
+    try: samples = np.asarray(wave)
+    except ValueError: samples = np.zeros(())   # parts of different lengths, as (rate, samples)
+    if samples.ndim == 1 and len(samples): return samples
+    raise ValueError(f"a sound has the shape [samples]; this {type(wave).__name__} has "
+                     f"{list(samples.shape)}. Give the path of a file, samples at 16 kHz, or '' "
+                     "where there is no sound")
+
+# %% ../nbs/04_media.ipynb #c9a0efde
 def cut_segments(
     wave: np.ndarray,         # float [samples], mono; what is above 1 is cut off with a warning
     num_segments: int = 8,    # Segments wanted
     num_samples: int = 32000, # Length of a segment
 ) -> np.ndarray:              # float32 [num_segments, num_samples]
     "Segments of a sound at `segment_starts`; a short sound is padded with zeros"
-    wave = np.asarray(wave)
-    if wave.ndim != 1 or not len(wave):
-        raise ValueError(f"a sound has the shape [samples]; this one has {list(wave.shape)}")
+    wave = _samples(wave)
     if not np.issubdtype(wave.dtype, np.floating):
         raise ValueError(f"a sound has floating point samples in [-1, 1]; these are {wave.dtype}")
     wave = bounded_wave("a sound given as samples", wave)
@@ -161,6 +170,9 @@ def _frames(video, num_frames, by):
     except ValueError as e:
         raise ValueError("the frames of a video have one size, uint8 [frames, height, width, 3]; "
                          "these are of different sizes") from e
+    if not frames.ndim: raise ValueError(
+        "a video is the path of a file, or its frames, or '' where there is none; this one is "
+        f"{shorten(video)}")
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise ValueError("the frames of a video are uint8 [frames, height, width, 3]; these are "
                          f"{frames.dtype} {list(frames.shape)}")

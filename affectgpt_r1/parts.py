@@ -79,10 +79,11 @@ def _faults(part, info):
     unknown = [k for k in info["unexpected_keys"] if plain(k).startswith(modules)]
     return {"missing": missing, "not known": sorted(unknown)}
 
-
+# %% ../nbs/machinery/parts.ipynb #0c88bd9f
 def _load_whole(auto, path, **kwargs):
     "A part with all of its weights; raises ValueError where the folder does not have them"
-    part, info = auto.from_pretrained(path, output_loading_info=True, **kwargs)
+    with _named(path, "can't be loaded"):
+        part, info = auto.from_pretrained(path, output_loading_info=True, **kwargs)
     faults = {name: keys for name, keys in _faults(part, info).items() if keys}
     for name, p in part.named_parameters():  # the same each time, for the fingerprint of features
         if name in info["missing_keys"]: p.data.zero_()
@@ -148,6 +149,7 @@ def add_tokens(
 def _named(path, what="can't be the decoder"):
     "Errors of a decoder get the name of its folder; it may fail in ways that nobody foresaw"
     try: yield
+    except (ImportError, OSError): raise   # they say what is missing, or where
     except ValueError as e: raise ValueError(f"{path}: {e}") from e
     except Exception as e: raise ValueError(f"{path}: {what} ({type(e).__name__}: {e})") from e
 
@@ -157,7 +159,7 @@ _REFUSES = "its chat template refuses a prompt"
 
 def _load_tokenizer(path):
     "A decoder's tokenizer, with an end and a padding token"
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    with _named(path, "can't be loaded"): tokenizer = AutoTokenizer.from_pretrained(path)
     with _named(path, _REFUSES): end = end_of_turn(tokenizer, default_template(tokenizer))
     tokenizer.chat_template = default_template(tokenizer)
     if end is None: raise ValueError(f"{path}: its tokenizer has no token that ends a reply")

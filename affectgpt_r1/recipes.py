@@ -256,6 +256,10 @@ def read_changes(
     return read_settings(changes, known, f"the stage {stage!r}")
 
 # %% ../nbs/machinery/recipes.ipynb #a395437c
+_ABOVE_0 = dict(learning_rate="nothing would be learnt",
+                temperature="all answers to a clip would be the same")
+
+# %% ../nbs/machinery/recipes.ipynb #a395437d
 def stage_settings(
     model: Any,           # The model to be trained, or one with the same `config`
     stage: str,           # "sft" or "grpo"
@@ -269,8 +273,8 @@ def stage_settings(
         raise ValueError(f"which recipe? This model was not made by a preset, so give "
                          f"recipe=, one of {there}, and what you want to have differently")
     settings = training_recipe(recipe, stage).settings | read_changes(stage, changes)
-    if not settings["learning_rate"] > 0:
-        raise ValueError(f"learning_rate is {settings['learning_rate']}: nothing would be learnt")
+    for name, why in _ABOVE_0.items():
+        if not settings.get(name, 1) > 0: raise ValueError(f"{name} is {settings[name]}: {why}")
     limit = settings.get("max_new_tokens")
     if limit is None: limit = max_reply_tokens(model, settings["mode"])
     return settings | dict(max_new_tokens=limit)

@@ -48,10 +48,13 @@ class UnreadReplyError(ValueError):
 def _parts_text(content) -> str:
     "The text of a message, which may be a list of parts; thoughts and pictures are left out"
     if isinstance(content, str): return content
-    parts = [part for part in content if isinstance(part, dict)] if type(content) is list else []
+    parts = content if type(content) is list else [content]
+    parts = [dict(text=part) if isinstance(part, str) else part for part in parts]
+    parts = [part for part in parts if isinstance(part, dict)]
     if refusals := [part for part in parts if part.get("type") == "refusal"]:
         raise UnreadReplyError("refused", str(refusals[0].get("refusal", "")))
-    texts = [part.get("text") for part in parts if part.get("type") in ("text", "output_text")]
+    kinds = "text", "output_text", None   # some servers leave it out
+    texts = [part.get("text") for part in parts if part.get("type") in kinds]
     return "".join(text for text in texts if isinstance(text, str))
 
 # %% ../nbs/machinery/replies.ipynb #09237732
@@ -111,10 +114,14 @@ _CLOSE = rf"(?i:</{_THOUGHT}\s*>|\[/think\]|◁/think▷|<\|?(?:end_of_thought|e
 _PAIR = re.compile(rf"{_OPEN}.*?{_CLOSE}", re.DOTALL)
 _END = re.compile(r"<\|?(?:im_end|eot_id|end|return|endoftext|end_of_(?:turn|text)|/?s)\|?>")
 _SPECIAL = re.compile(r"<\|[^<>|]{0,40}\|>")
+_BEGIN = re.compile(r"(?:\s*<(?:s|bos)>)+")
+_FINAL = re.compile(r"<\|channel\|>\s*final\b[^<>]{0,40}(?:<\|constrain\|>[^<>]{0,40})?"
+                    r"<\|message\|>")
 
+# %% ../nbs/machinery/replies.ipynb #9405c183
 def _final_channel(text: str) -> str:
     "The final channel of a reply in gpt-oss's format, or the text as it is"
-    before, _, after = text.rpartition("<|channel|>final<|message|>")
+    *before, after = _FINAL.split(text)
     if before or "<|channel|>" not in after: return after
     raise UnreadReplyError("cut", text)
 
@@ -135,6 +142,8 @@ def strip_thoughts(
     if not rest.strip():   # the thoughts follow the answer
         rest = re.split(_CLOSE, _PAIR.sub("", answer))[-1]
     if re.search(_OPEN, rest): raise UnreadReplyError("cut", text)
+    begin = _BEGIN.match(rest)
+    rest = rest[begin.end() if begin else 0:]
     answer = _SPECIAL.sub("\n", _END.split(rest.lstrip())[0]).strip()
     if not answer: raise UnreadReplyError("empty", text)
     return answer
@@ -279,8 +288,13 @@ def _bracketed(text: str) -> str | None:
 
 # %% ../nbs/machinery/replies.ipynb #70a0a2a5
 _ITEM = re.compile(r"^\s*(?:[-*•·]|\d+[.)])\s*", re.MULTILINE)
-_NO_EMOTION = re.compile(r"\W*(?:none|no (?:\w+ )?emotions?|n/?a|nothing|null|无"
-                         r"|没有(?:情绪|情感)?)\W*", re.IGNORECASE)
+_NO_EMOTION = re.compile(
+    r"\W*(?:none|(?:there (?:is|are) |(?:the |this )?(?:description|text|it) (?:names|mentions"
+    r"|describes|ascribes|contains|expresses) )?no (?:\w+ )?emotions?(?: words?)?"
+    r"(?: (?:is|are|was|were))?(?: (?:named|mentioned|described|ascribed|expressed|stated|present"
+    r"|given|listed)(?: (?:in|to|by) (?:the|this) (?:description|text|person))?)?"
+    r"|n/?a|nothing|null|无|(?:描述|文本)?中?没有(?:提到|提及|描述)?(?:任何|明确的?)?(?:情绪|情感)?"
+    r")\W*", re.IGNORECASE)
 _POLITE = re.compile(r"^\W*(?:sure|okay|ok|yes|certainly|of course|好的|当然)\b[\s!,.:，。！：]*",
                      re.IGNORECASE)
 
@@ -298,8 +312,9 @@ def _bare_list(text: str) -> str | None:
 _CHINESE = re.compile("(?!无法|没有|没法|未|不[能清确知明可]|好的|是的|可以|当然|明白|抱歉)"
                       "[\u4e00-\u9fff]{1,4}")
 _UNSAID = re.compile(
-    r"(?:word|emotion|label|feeling)[ _]?\d+|(?:not|un)[ -]?(?:specified|mentioned|stated"
-    r"|clear|known|determined|sure)|(?:cannot|unable|insufficient|not enough) .*|error"
+    r"(?:word|emotion|label|feeling)[ _]?\d*|list of (?:\w+ )?words"
+    r"|(?:not|un)[ -]?(?:specified|mentioned|stated|clear|known|determined|sure)"
+    r"|(?:cannot|unable|insufficient|not enough) .*|error"
     r"|未提及|未说明|无法.*|不确定|不清楚", re.IGNORECASE)
 
 def _known_labels(labels: list[str]) -> list[str]:
@@ -322,13 +337,14 @@ def _clean_reply(answer: str) -> str:
 def _labels_in(answer: str) -> list[str] | None:
     "The labels of a reply without thoughts; None where it holds no list"
     text = _clean_reply(answer)
+    if _NO_EMOTION.fullmatch(text): return []
     words = _json_labels(text)
     if words is None and re.search(r"(?<!boxed){", text): return None   # other or torn JSON
     if words is None: words = _bracketed(text)
     bare = words is None
     if bare: words = None if re.search(r"[\[{]", text) else _bare_list(text)   # a torn list is none
     if words is None: return None
-    if _NO_EMOTION.fullmatch(words) or not bare and not words.strip(): return []
+    if _NO_EMOTION.fullmatch(words) or not (bare or words.strip()): return []
     labels = parse_labels(words)
     if any(map(_UNSAID.fullmatch, labels)): return None
     if len(labels) == 1 and len(re.split(r"\W+", words)) > 6: return None   # a sentence

@@ -18,16 +18,17 @@ from .messages import shorten
 from .text_files import decode_text, file_bytes
 
 # %% ../nbs/machinery/subtitles.ipynb #fc241069
-_TIME = r"(?:\d{1,3} ?[:：] ?)?\d{1,3} ?[:：] ?\d\d(?: ?[.,:，] ?\d{1,9})?"
+_TIME = r"-?(?:\d{1,3} ?[:：] ?)?\d{1,3} ?[:：] ?\d\d(?: ?[.,:，] ?\d{1,9})?"
 _ARROW = r"(?:\s*(?:[-–—]{1,2} ?-?>|→)\s*|(?<=\.\d{3}),(?=\d+:\d\d:\d\d\.))"
 _TIMES = re.compile(rf"\s*({_TIME}){_ARROW}({_TIME})(|\s.*)$")
-_ODD_TIMES = re.compile(r"\s*\d\S*\s*-->\s*\d")
+_ODD_TIMES = re.compile(r"\s*-?\d\S*\s*-->\s*-?\d")
 _SETTINGS = re.compile(
     r"(?:\s*(?:vertical|line|position|size|align|region|[XY][12])\s*:\s?\S+)+\s*$", re.IGNORECASE)
-_NUMBER = re.compile(r"\s*\d{1,6}\s*$")
+_NUMBER = re.compile(r"\s*#?(\d{1,6})[.)]?\s*$")   # 1, and rarely #1 or 1.
 
 def _seconds(time):
-    "A time in seconds"
+    "A time in seconds, below 0 where somebody has shifted a file too far"
+    if time.startswith("-"): return -_seconds(time[1:])
     clock, *rest = re.split("[.,]", re.sub(r"\s", "", time).replace("，", ",").replace("：", ":"))
     *hours, minutes, seconds = map(int, clock.split(":"))
     return 3600*sum(hours[:1]) + 60*minutes + seconds + float(f"0.{(rest or [0])[0]}")
@@ -46,7 +47,7 @@ def _split_number(lines, last, is_vtt):
     is_next = len(kept) == len(lines)   # no blank line between it and the time
     is_apart = is_next and len(kept) > 1 and not kept[-2].strip()
     if not _NUMBER.match(kept[-1]): return kept[:-1] if is_vtt and is_apart else kept, last
-    number = int(kept[-1])
+    number = int(_NUMBER.match(kept[-1])[1])
     if not is_next: is_number = last is not None and number == last + 1
     else: is_number = _counts_on(number, last, is_apart, len(kept) == 1)
     return (kept[:-1], number) if is_number else (kept, last)
@@ -81,7 +82,8 @@ def _timed_cues(lines, is_vtt):
     found = [(i, times) for i, line in enumerate(lines) if (times := _TIMES.match(line))]
     ends = [i for i, _ in found[1:]]
     head = [line for line in lines[:found[0][0]] if line.strip()] if found else []
-    last = int(head[-1]) if head and _NUMBER.match(head[-1]) else None
+    number = _NUMBER.match(head[-1]) if head else None
+    last = int(number[1]) if number else None
     for (i, times), end in zip(found, [*ends, None]):
         words = lines[i+1:end]
         if end is not None: words, last = _split_number(words, last, is_vtt)
@@ -91,9 +93,12 @@ def _timed_cues(lines, is_vtt):
 # %% ../nbs/machinery/subtitles.ipynb #2fe81934
 _CODES = re.compile(r"\{\\[^{}]*\}|\{[cCyYfFsSpPoO]:[^{}]*\}")
 _ASIDES = re.compile(r"<(rt|rp)(?:[\s.][^<>]*)?>[^<]*(?:</\1\s*>|$|(?=<))", re.IGNORECASE)
-_TAGS = re.compile(r"</?\s{0,3}(?:em|strong|font|v|lang|ruby|rt|rp|span|div|big|small)"
-                   r"(?=[\s.>/])[^<>]*>|<(?:\s{0,3}/\s{0,3})?[ibuscp](?:\.[^<>\s]*|\s[^<>]*=[^<>]*"
-                   r")?\s{0,3}/?>|<\d+:[\d:.,]+>", re.IGNORECASE)   # but not `a<b and c>d`
+_TAGS = re.compile(r"</?\s{0,3}(?:em|strong|font|v|lang|ruby|rt|rp|span|div|big|small|sub|sup"
+                   r"|center)(?=[\s.>/])[^<>]*>|<(?:\s{0,3}/\s{0,3})?[abiuscp](?:\.[^<>\s]*"
+                   r"|\s[^<>]*=[^<>]*)?\s{0,3}/?>|<\d+:[\d:.,]+>",
+                   re.IGNORECASE)   # but not `a<b and c>d`
+
+_BREAKS = re.compile(r"\\N|<br\s*/?>|\[br\]", re.IGNORECASE)
 
 def _is_seen(char):
     "Does a character show, or join others that do?"
@@ -102,7 +107,7 @@ def _is_seen(char):
 
 def _plain_lines(lines):
     "The words of a cue, line by line"
-    text = re.sub(r"\\[Nn]|<br\s*/?>", "\n", _CODES.sub("", "\n".join(lines)), flags=re.IGNORECASE)
+    text = _BREAKS.sub("\n", _CODES.sub("", "\n".join(lines)))
     text = unescape_entities(_TAGS.sub("", _ASIDES.sub("", text.replace(r"\h", " "))))
     if not text.isprintable(): text = "".join(filter(_is_seen, text))
     return [words for line in text.split("\n") if (words := " ".join(line.split()))]
@@ -120,15 +125,20 @@ _UNREAD = {r"\s*\[\d+:\d\d[.:\]]": "it holds the lyrics of a song (.lrc)",
            r"\s*[{\[]": "it is json", r"# VobSub": "its subtitles are pictures (VobSub)"}
 
 # %% ../nbs/machinery/subtitles.ipynb #02b9c6d3
+_CLOCK = r"""(\b(?:begin|end|dur)\s*=\s*["']\d+"""   # in XML; only the order of times counts
+_TICKS, _FRAMES = re.compile(rf"{_CLOCK})t\b"), re.compile(rf"{_CLOCK}:\d\d:\d\d):")
+
 def _is_rate(cues):
     "Is the first cue of a MicroDVD file the rate of its frames? `{1}{1}23.976`"
     if cues.format != "microdvd" or not len(cues): return False
     return cues[0].end <= 40 and bool(_RATE.fullmatch(cues[0].text))
 
+# %% ../nbs/machinery/subtitles.ipynb #02b9c6d4
 def _read_others(text):
     "(start, end, lines) of each cue that pysubs2 finds"
     is_script = _SCRIPT.search(text) and not re.search(r"V4\+? Styles", text, re.IGNORECASE)
     kind = "ass" if is_script else None   # a script without styles is not known by itself
+    if _PAGE.match(text): text = _FRAMES.sub(r"\1.", _TICKS.sub(r"\1ms", text))
     try: cues = pysubs2.SSAFile.from_string(text, kind, fps=25)   # any rate: only the order counts
     except Exception as e:   # each format fails in its own way
         why = next((what for begin, what in _UNREAD.items() if re.match(begin, text)),

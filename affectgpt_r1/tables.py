@@ -8,7 +8,6 @@ __all__ = ['word_lines', 'split_words', 'read_csv', 'read_sheet', 'read_column',
 # %% ../nbs/machinery/tables.ipynb #b1667ae7
 import csv
 import io
-import json
 import math
 import pickle
 import re
@@ -24,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from .messages import list_some, shorten
-from .text_files import clean_name, decode_text, file_bytes, read_json, read_jsonl
+from .text_files import clean_name, decode_text, file_bytes, read_any_json
 
 # %% ../nbs/machinery/tables.ipynb #de75d95e
 def word_lines(
@@ -204,9 +203,10 @@ def read_sheet(
 # %% ../nbs/machinery/tables.ipynb #ef9b4fcb
 def _cell_text(cell):
     "What a cell shows; raises ValueError where that is not what it holds"
+    from openpyxl.utils.escape import unescape
     value, plain = cell.value, cell.number_format in ("General", "0", "@")
     if value is None: return ""
-    if isinstance(value, str) and cell.data_type != "e": return value
+    if isinstance(value, str) and cell.data_type != "e": return unescape(value)   # _x000D_
     digits = repr(value).removesuffix(".0")
     is_number = type(value) in (int, float) and plain   # with the 15 digits that Excel keeps
     if is_number and re.fullmatch(r"-?[0.]*(\d\.?){0,15}", digits): return digits
@@ -247,13 +247,6 @@ def _read_excel(path, columns):
         return _table([_heading(head), *map(texts, rows)], columns)
     except ValueError as e: raise ValueError(f"{path}: {e}") from None
 
-# %% ../nbs/machinery/tables.ipynb #5b6c5ed0
-def _is_jsonl(data):
-    "Are there several lines, and is the first one json by itself?"
-    first, _, others = data.strip().partition(b"\n")
-    try: return bool(others) and json.loads(first) is not None
-    except (ValueError, RecursionError): return False
-
 # %% ../nbs/machinery/tables.ipynb #c6f89260
 def _has_columns(held, column):
     "Are the keys of a json object columns? Else they are clips, and one may be called name"
@@ -261,25 +254,30 @@ def _has_columns(held, column):
     return isinstance(held, dict) and "name" in held and bool(held.keys() & columns)
 
 def _rows_of(path, columns):
-    "The rows of a json file that holds column by column"
+    "The rows of a json file that holds column by column, as lists or as pandas writes them"
+    keys = columns["name"]
+    if isinstance(keys, dict) and all(map(str.isdecimal, keys)):   # {"0": …, "1": …}
+        columns = {c: [x[k] for k in keys] if isinstance(x, dict) and x.keys() == keys.keys() else x
+                   for c, x in columns.items()}
     if {len(x) if isinstance(x, list) else -1 for x in columns.values()} != {len(columns["name"])}:
         raise ValueError(f"{path}: its columns are not lists of one length")
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
-def _records(path, data, column):
+# %% ../nbs/machinery/tables.ipynb #c6f89261
+def _records(path, column):
     "Pairs of name and record of a json or jsonl file; the settings that head replies are no record"
-    held = read_jsonl(path) if _is_jsonl(data) else read_json(path)
+    held = read_any_json(path)
     if _has_columns(held, column):
-        held = _rows_of(path, held) if isinstance(held["name"], list) else [held]
+        held = _rows_of(path, held) if isinstance(held["name"], (list, dict)) else [held]
     if isinstance(held, dict): return list(held.items())
     if other := [x for x in held if not isinstance(x, dict)]:
         raise ValueError(f"{path}: {shorten(other[0])} is no object with a name")
     return [(x.get("name"), x) for x in held if x.keys() != {"settings"}]
 
 # %% ../nbs/machinery/tables.ipynb #ae640c9b
-def _json_column(path, data, column):
+def _json_column(path, column):
     "Name -> value of a json or jsonl file"
-    records = _records(path, data, column)
+    records = _records(path, column)
     if other := [name for name, _ in records if not isinstance(name, str)]:
         raise ValueError(f"{path}: a name must be text in quotes, not {shorten(other[0])}")
     records = [(clean_name(name), x) for name, x in records]
@@ -298,9 +296,11 @@ def read_column(
     data = file_bytes(path)
     if data.startswith(b"PK") and b".npy" in data[:200]:
         raise ValueError(f"{path}: is an npz file, which read_npz reads")
+    if b"oasis.opendocument" in data[:100]:
+        raise ValueError(f"{path}: is an OpenDocument file: save it as csv or xlsx")
     if data.startswith(b"PK"): return _read_excel(path, [column])[column].to_dict()
     if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
-        return _json_column(path, data, column)
+        return _json_column(path, column)
     return read_csv(path, [column])[column].to_dict()
 
 # %% ../nbs/machinery/tables.ipynb #c027

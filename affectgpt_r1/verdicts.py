@@ -40,11 +40,13 @@ _REPLACED = [(re.compile(pattern, re.IGNORECASE), new) for pattern, new in (
     (r"</?[a-z_]+>", "\n"),                                         # <answer>B</answer>
     (r"[“„«\"「『《][^“”„«»\"「」『』《》\n]{8,}?[”»\"」』》“]", " quoted "),
     (r"[\[({<\"'“‘「【《]{1,4}\s*([AB](?:\s*[<>=≻≺]+\s*[AB])?)\s*[\])}>\"'”’」】》]+", r" \1 "),
-    (rf"(?<=\b[AB]) \((?![^()]*{_DOUBT})[^\W\d]{{2,}}(?:, ?[^\W\d]{{2,}})*\)", ""),  # B (sad, shy)
+    (rf"(?<=\b[AB]) ?\((?![^()]*(?:{_DOUBT}|或|(?-i:[AB])(?![a-z])))"
+     r"[^\W\d]{2,}(?:, ?[^\W\d]{2,})*\)", ""),                    # B (sad, shy)
     (rf"\b([AB])'s (?:{_REPLY}|list|labels|words|emotions)\b", r"\1"),
     (rf"\b(?:the )?(?:first|1st) {_REPLY}\b|第一个(?:回答|回复|答案|选项)?", " A "),
     (rf"\b(?:the )?(?:second|2nd) {_REPLY}\b|第二个(?:回答|回复|答案|选项)?", " B "))]
 
+# %% ../nbs/machinery/verdicts.ipynb #b1ba897d
 def _plain_text(text: str) -> str:
     "A text in one way of writing: no markup, no quotations, plain letters"
     text = unicodedata.normalize("NFKC", text).replace("’", "'")
@@ -136,11 +138,12 @@ _TOLD = re.compile(   # what a reply says: no opinion
 # %% ../nbs/machinery/verdicts.ipynb #b00066e9
 _MORE = r"(?:明显|稍微|略微|稍|略|显然|要|相对|整体|总体)*"
 _BETTER = (r"(?:好|佳|优|准确|符合|贴切|合适|贴近|恰当|一致|接近|贴合|胜一筹)(?:一些|一点)?"
-           r"(?:地?(?:描述|反映|体现|符合)了?)?(?:实际|视频|画面|片段|内容|情况|情绪|表现|人物|中|的)*了?")
+           r"(?:地?(?:描述|反映|体现|符合)了?)?"
+           r"(?:实际|视频|画面|片段|内容|情况|情绪|表现|人物|所见所闻|证据|事实|中|的)*了?")
 _FORMS += [(kind, sign, _form(pattern)) for kind, sign, pattern in (
     ("sure", 1, r"(?:最终|我的|我会|我|正确|最后|更好|的)*(?:答案|选择|结论|判断|结果|判定|选|回答"
      r"|回复)(?:是|为|:|应为|应该是)? ?S"),
-    ("sure", 1, r"更好的是 ?S"),
+    ("sure", 1, r"更(?:加|为)?(?:好|符合|准确|合适|贴切)的(?:回答|回复)?是 ?S"),
     ("unsure", 1, rf"S ?的?(?:回答|回复|描述)?{_MORE}(?:更加?|较为?){_BETTER}"),
     ("unsure", 1, rf"S ?的?(?:回答|回复)?{_MORE}比 ?Y ?的?(?:回答|回复)?{_MORE}(?:更加?)?"
      rf"{_BETTER}"),
@@ -280,11 +283,16 @@ _HEADING = re.compile(rf"^[ \t]*((?:(?:my|the|final|overall) )*(?:{_LABEL}))[ :]
 _INLINE = re.compile(rf"(?<=[.!?。,;]) (?=(?:(?:my|the|final) )*{_LABEL} ?:)", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?<![^\s(])([1-9])\. (?=\S)")                    # 1. B 2. A
 _BEFORE_LINE = re.compile(r"^([^\n]+:)[^\S\n]*\n+", re.MULTILINE)        # The worse one:\nA
+_POLITE = r"(?:(?!\b(?-i:[AB])\b)[^\n.!?。,])*"
+_GOODBYE = re.compile(
+    rf"(?<=[.!?。\n])\s*(?:please )?(?:(?:let me know|feel free to ask) if you{_POLITE}"
+    rf"|feel free to (?:ask|reach out){_POLITE}|(?:i )?hope (?:this|that) helps)[.! ]*\Z",
+    re.IGNORECASE)
 _ALONE_ON_LINE = re.compile(rf"\W*{_ALONE.pattern}\W*$|\s*[\[{{]", re.IGNORECASE)
 
 def _verdict_of(text: str) -> str | None:
     "The reply that a text without JSON prefers"
-    plain = _ABBREVIATED.sub(r"\1", _INLINE.sub("\n", _plain_text(text)))
+    plain = _ABBREVIATED.sub(r"\1", _INLINE.sub("\n", _GOODBYE.sub("", _plain_text(text))))
     plain = _BEFORE_LINE.sub(lambda x: f"{x[1]} " if _DOUBTFUL.search(x[1]) else x[0],
                              _NUMBERED.sub(r"\1) ", plain))
     plain = _HEADING.sub(r"\1: ", drop_sections(plain, _ALONE_ON_LINE))

@@ -18,7 +18,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from affectgpt_r1.chat_templates import default_template
+from affectgpt_r1.chat_templates import default_template, drop_thought
 from affectgpt_r1.checkpoints import adapters_for, load_stage, save_stage
 from affectgpt_r1.coldstart import Collator
 from affectgpt_r1.configuration import NO_DROPOUT
@@ -427,6 +427,25 @@ def test_a_thought_that_the_template_begins_is_ours_to_write(decoder):
     assert prompt_of(processor).endswith("assistant\n")
     asked = prompt_of(processor, enable_thinking=False)   # whoever sets the switch gets it
     assert asked.endswith("<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("begun", [
+    "<thought>\n", "[THINK]", "◁think▷", "<seed:think>", "<reasoning>\n\n</reasoning>\n",
+    "<thinking>\n\n</thinking>", "<think></think>"])
+def test_a_thought_in_any_tag_is_ours_to_write(begun):
+    prompt = "<|user|>What does <answer></answer> say?<|end|><|assistant|>"
+    template = THINKS.replace("<think>\n", begun)
+    assert drop_thought(prompt + begun, template) == prompt == drop_thought(prompt, template)
+    assert drop_thought(prompt + begun, PHI) == prompt + begun   # it was not the template's
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_torn_file_of_a_decoder_names_the_folder(towers, tmp_path, name):
+    folder = save_decoder(tmp_path / "decoder", LlamaConfig, "llama")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    for content in (pointer, (folder / name).read_bytes()[:200]):
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=str(folder)): load_parts(folder, **towers)
 
 
 def test_without_a_chat_template_the_first_token_is_there(towers, tmp_path):

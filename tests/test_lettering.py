@@ -60,6 +60,17 @@ def test_a_clip_with_any_words(strict):
     drawn(wheel_sunburst(wheels, 1, ODD, ["happy", *ODD]))
 
 
+def test_a_clip_as_a_table_has_it(strict):
+    "Labels in one text, no words, and a sound that is not mono"
+    axes = clip_storyboard(frames, sound, 16_000, None, "[happy, sad]", "angry", wheels=wheels)
+    title = axes[0].figure.get_suptitle()
+    assert "annotators: happy, sad" in title and "answer: angry" in title and "None" not in title
+    assert "annotators: happy" in wheel_sunburst(wheels, 1, "happy", "sad").get_title()
+    for wave in (np.zeros((16_000, 2), np.float32), sound[:0]):
+        with pytest.raises(ValueError, match="a waveform is"):
+            clip_storyboard(frames, wave, 16_000, "", [])
+
+
 @pytest.mark.parametrize("draw", [
     lambda: plots.scores_with_intervals({x: dict(ew_f=.5, ew_f_sampled=.4) for x in ODD}),
     lambda: plots.words_per_answer([["x"]], {x: [["x"]] for x in ODD}),

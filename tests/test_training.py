@@ -772,7 +772,8 @@ def test_a_data_set_without_gold(lab, change, error):
     [
         (dict(num_generations=1), "must be at least 2"),
         (dict(num_prompts=1000), "num_prompts is too large"),
-        (dict(num_prompts=4, micro_batch=5), "must divide the 32 answers")],
+        (dict(num_prompts=4, micro_batch=5), "must divide the 32 answers"),
+        (dict(temperature=0), "temperature is 0: all answers to a clip would be the same")],
 )
 def test_settings_that_cannot_work(lab, settings, error):
     rewards = make_rewards("acc+format", wheels=load_wheels())
