@@ -64,6 +64,11 @@ def _wheel_name(wheels, wheel):
     raise ValueError(f"no wheel {wheel!r}: give a number from 1 to {len(wheels.names)}, "
                      f"or one of {', '.join(wheels.names)}")
 
+# %% ../nbs/machinery/clip_plots.ipynb #d0f17c2a
+def _words(labels):
+    "Labels, also where they are one text, as a cell of a table"
+    return parse_labels(labels) if isinstance(labels, str) else labels
+
 # %% ../nbs/machinery/clip_plots.ipynb #c026
 def wheel_sunburst(
     wheels: EmotionWheels,   # From `load_wheels`
@@ -102,11 +107,6 @@ def _state_legend(ax):
     ax.legend(boxes, names, loc="lower center", bbox_to_anchor=(.5, -.07), ncols=3)
 
 # %% ../nbs/machinery/clip_plots.ipynb #c030
-def _words(labels):
-    "Labels, also where they are one text, as a cell of a table"
-    return parse_labels(labels) if isinstance(labels, str) else labels
-
-
 def _envelope(waveform, n=1500):
     "Lowest and highest value in each of about `n` equal windows, and how many samples a window has"
     if np.ndim(waveform) != 1 or not len(waveform):
