@@ -92,6 +92,7 @@ class _SamplesFromClips(GRPOTrainer):
 class _KeepsClips(_SamplesFromClips):
     sampled_in = None      # the step of the last sampling
     names = digests = None   # by row: its clip, and what it was sampled with
+    scores_answers = False   # or does the model sample them?
 
     def _generate_and_score_completions(self, inputs):
         self.names = [row.get("name") for row in inputs]
@@ -121,13 +122,20 @@ class _Compares(_KeepsClips):
         means.append(gaps[0])
         largest[:] = [max([gaps[1], *largest])]   # trl logs the mean of a list: here the one number
 
+# %% ../nbs/machinery/grpo_trainer.ipynb #5e1c22d9
+class _ComparesInputs(_Compares):
+    @contextmanager
     def _same_inputs(self, rows, n):
         "A block in which the model must get what some rows were sampled with, where that is known"
-        if not self.digests: return nullcontext()
-        return check_inputs(self, self.digests[rows], self.names[rows], n)
+        self.scores_answers, check = True, nullcontext()
+        if any(self.digests or []):
+            check = check_inputs(self, self.digests[rows], self.names[rows], n)
+        try:
+            with check: yield
+        finally: self.scores_answers = False
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #cc76602c
-class _LearnsFromClips(_Compares):
+class _LearnsFromClips(_ComparesInputs):
     def _media_of(self, rows, length, n):
         "The clips of a micro-batch, and the numbers of their prompts if sharing them pays"
         media = pick_rows(self.media, rows)

@@ -104,6 +104,7 @@ def note_inputs(
     rows = []
 
     def look(digests):
+        if trainer.scores_answers: return   # of an old policy: not what they were sampled with
         if not rows: rows.extend(dict() for _ in digests)
         for row, found in zip(rows, digests, strict=True): row.update(found)
 
@@ -115,7 +116,9 @@ def with_answers(
     batch: dict,        # With `completion_ids` and `completion_mask`
 ) -> list[dict]:
     "The digests, and one of each answer; raises ValueError where others were sampled"
-    if len(rows) != (n := len(batch["completion_ids"])):
+    n = len(batch["completion_ids"])
+    if not rows: return [{} for _ in range(n)]   # the model was not asked: nothing is known
+    if len(rows) != n:
         raise ValueError(f"the model has sampled {len(rows)} answers, and there are {n}: what else "
                          "samples them gets no clips")
     answers = zip(batch["completion_ids"], batch["completion_mask"])

@@ -57,7 +57,8 @@ def take_notes(
     notes, model = SamplerNotes(), unwrap_peft(trainer.accelerator.unwrap_model(trainer.model))
 
     def note(module, given, out):
-        if getattr(out, "logits", None) is None or len(notes.logits) == MAX_TOKENS: return
+        if trainer.scores_answers or len(notes.logits) == MAX_TOKENS: return
+        if getattr(out, "logits", None) is None: return
         notes.rows = notes.rows or rows_to_note(trainer.media["prompt_of"])
         notes.logits.append(out.logits[notes.rows, -1].detach())
 
