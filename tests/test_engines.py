@@ -151,7 +151,8 @@ def test_as_swift_calls_it():
     orms = {"accuracy": object, "format": object}   # its own; ours must not take their place
     orms.update(swift_rewards("all-five", wheels, judge=shorter))
     assert list(orms)[:2] == ["accuracy", "format"] and len(orms) == 7
-    completions = [f"{THOUGHT}<answer>sad</answer>", f"{THOUGHT}<answer>sad, low</answer>"]
+    longer = THOUGHT.replace("</think>", " at length</think>")   # for the judge of thoughts
+    completions = [f"{THOUGHT}<answer>sad</answer>", f"{longer}<answer>sad, low</answer>"]
     columns = dict(trainer_state=SimpleNamespace(global_step=0), labels=[["sad"], ["sad"]],
                    messages=[[{"role": "user", "content": "?"}]] * 2, name=["clip"] * 2)
     rewards = {}
