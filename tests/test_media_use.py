@@ -141,5 +141,6 @@ def test_an_evaluation_has_it_for_some_clips(monkeypatch):
     monkeypatch.setattr(stages, "media_use", use_of)
     for asked, given in ((5, 5), (100, 12), (1, None), (0, None)):
         seen.clear()
-        scores = stages._stage_scores(ROOT, "grpo", ROWS, "answer", 0, asked, dict(batch_size=2))
+        scores = stages._stage_scores(ROOT, "grpo", ROWS, "answer", 0, asked, {},
+                                      dict(batch_size=2))
         assert seen.get("n") == given and ("media_use" in scores["grpo, greedy"]) == bool(given)
