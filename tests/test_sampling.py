@@ -1,5 +1,6 @@
 "Sampler and loss of GRPO: both differences are logged and kept, and a planted one stops the run"
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -67,16 +68,20 @@ REAL = HeldOutTrainer._media_of
 
 
 def test_a_planted_mismatch_stops_the_run(tmp_path, monkeypatch):
-    "And nothing is saved"
+    "And nothing is saved: by what the loss gets, and without that by what comes of it"
     monkeypatch.setattr(HeldOutTrainer, "_media_of", without_sound)
-    said = "Step 1: the sampler and the loss disagree about the answers: .* on average, most for"
+    said = "Step 1: an answer to clip 'clip 0' is scored with other audio_features"
     with pytest.raises(TrainingStopped, match=said): run(tmp_path)
-    assert not (tmp_path / "model.safetensors").exists()
+    monkeypatch.setattr("affectgpt_r1.grpo_trainer.check_inputs", lambda *_: nullcontext())
+    said = "Step 1: the sampler and the loss disagree about the answers: .* on average, most for"
+    with pytest.raises(TrainingStopped, match=said): run(tmp_path / "again")
+    assert not list(tmp_path.rglob("model.safetensors"))
 
 
 def test_it_goes_on_where_it_is_not_planted_beyond_the_bound(tmp_path, monkeypatch):
     "The same fault, with a bound above it: the bound is what stops"
     monkeypatch.setattr(HeldOutTrainer, "_media_of", without_sound)
+    monkeypatch.setattr("affectgpt_r1.grpo_trainer.check_inputs", lambda *_: nullcontext())
     monkeypatch.setattr(sampling_checks, "LARGEST_GAP", 99)
     steps = [r for r in run(tmp_path, steps=1) if "reward" in r]
     assert steps[0]["sampling/logp_gap_max"] > 1e-3
