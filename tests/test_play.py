@@ -19,7 +19,7 @@ from tools.pages import HERE, to_html, to_markdown
 from tools.site import relative_links
 
 PLAY = ROOT / "nbs/tutorials/play.ipynb"
-UNKNOWN = ["neutral", "zork", "qwertyish", "ünknöwn"]
+UNKNOWN = ["neutral", "zork", "qwertyish", "ünknöwn", "etc", "so on"]
 JOINTS = [", ", ",", " , ", "; ", " and ", ", and ", " or ", "/", ".  ", "…, "]
 DASHES = [" – ", " — ", " - "]   # but a field, a grade or a reason isn't read by the page:
 NO_DASH = re.compile("mood|emotion|feeling|sentiment|attitude|mild|likely| ", re.I)   # Mood – sad

@@ -14,6 +14,7 @@ function playReward(data) {
   ].map(part => part.source).join("|"));
   const lead = /^(?:and|or|but|also|then|both|either|feeling|maybe|perhaps|probably)\s+/;
   const tail = /\s+(?:because|due to|owing to)\b.*|\s+(?:and|or)$/;
+  const filler = /^(?:etc|e\.?g|i\.e|(?:and )?so on|so forth|among others)$/;   // never in a list
   const penalties = {   // the factor, for n words where the gold has g < n
     none: () => 1,
     p1: (n, g) => 1 / (n - g + 1),
@@ -35,7 +36,8 @@ function playReward(data) {
     };
     const plain = text.trim().toLowerCase().replace(/[‘’]/g, "'").replace(/[“”„«»`]/g, '"')
       .replace(/"\s*"/g, ",").replaceAll('"', " ");
-    return plain.split(separators).map(clean).filter(x => /\p{L}/u.test(x));
+    const parts = plain.split(separators).map(clean);
+    return parts.filter(x => /\p{L}/u.test(x) && !filler.test(x));
   }
   const known = word => masks.get(word.toLowerCase().trim());
   const sectors = words => data.wheels.map((_, k) => words.reduce((all, w) => all | (known(w)?.[k] ?? 0), 0));
