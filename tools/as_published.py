@@ -1,0 +1,41 @@
+"""All runs behind the pages *Claims*, *A ladder of algorithms* and *Variety*, in one command
+
+    make records
+
+Some seven hours of two cores. Each run that has ended is kept, so the command can be stopped and
+given again. The seeds 0 to 4 chose settings, the seeds 10 to 19 nothing.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tools.notebooks import ROOT
+
+CHOSE, FRESH = range(5), range(10, 20)
+GRIDS = ("claims_runs", "ladder", "variety")
+
+
+def commands(seeds=(*CHOSE, *FRESH), fresh=FRESH, grids=GRIDS):
+    "Each command, and the file that its end leaves; None where it looks by itself what is left"
+    for s in seeds:
+        run = f"runs/answer{s}"
+        yield ["-m", "tools.tutorial", "--seed", str(s), "--run-dir", run], f"{run}/metrics.json"
+    runs = [f"runs/answer{s}" for s in fresh]
+    out = "nbs/results/claims_replication.json"
+    yield ["-m", "affectgpt_r1", "replicate", *runs, "--out", out], None
+    yield ["-m", "tools.claims", *runs, "--parts", "media"], None
+    for grid in grids:
+        yield ["-m", "affectgpt_r1", "ablation", f"nbs/results/{grid}.toml"], None
+
+
+def main():
+    for command, done in commands():
+        if done and Path(ROOT, done).is_file():
+            continue
+        print(*command[1:], flush=True)
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main()
