@@ -3,31 +3,13 @@
 python -m tools.tracks
 """
 
-import json
 import re
 
-from tools.notebooks import ROOT, directives
+import nbformat
 
-NBS = ROOT / "nbs"
-WORDS, LINES = 180, 14  # that someone who studies reads in a minute
-UNSEEN = {"hide", "export", "exporti", "default_exp"}
+from tools.measure import NBS, WORDS, measure
+
 CLAIMS = "tutorials/claims.ipynb"
-
-
-def cells(
-    name,  # A notebook below nbs/
-):
-    "Pairs of a cell's kind and source"
-    found = json.loads((NBS / name).read_text(encoding="utf-8"))["cells"]
-    return [(c["cell_type"], "".join(c["source"])) for c in found]
-
-
-def shown_lines(source):
-    "Lines of code of a cell that the site shows"
-    found = directives(source)
-    if UNSEEN & found.keys() or found.get("echo") == "false":
-        return 0
-    return sum(bool(line.strip()) and not line.startswith("#|") for line in source.splitlines())
 
 
 def study_minutes(
@@ -35,9 +17,8 @@ def study_minutes(
     code=True,  # Count the code, too?
 ):
     "Minutes for the prose of a page, and for the code that it shows"
-    words = sum(len(source.split()) for kind, source in cells(name) if kind == "markdown")
-    lines = sum(shown_lines(source) for kind, source in cells(name) if kind == "code")
-    return words / WORDS + code * lines / LINES
+    page = measure(NBS / name)
+    return page.minutes if code else page.words / WORDS
 
 
 def pages(folder, pattern="*"):
@@ -61,7 +42,9 @@ def title(name):
     "The first heading of a page; of the README, its name"
     if name == "index.ipynb":
         return "README"
-    return next(s for kind, s in cells(name) if kind == "markdown").partition("\n")[0].strip("# ")
+    cells = nbformat.read(NBS / name, 4).cells
+    first = next(c.source for c in cells if c.cell_type == "markdown")
+    return first.partition("\n")[0].strip("# ")
 
 
 def in_hours(minutes):
