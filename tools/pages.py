@@ -162,7 +162,7 @@ def highlight(block):
     "A block of code, as a match of `pre`, class and text, with its tokens in colour"
     language, code = block.groups()
     try:
-        lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
+        lexer = get_lexer_by_name(language, stripnl=False)
     except ClassNotFound:
         return block[0]
     tokens, spans = lexer.get_tokens(html.unescape(code)), []

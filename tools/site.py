@@ -94,7 +94,7 @@ def sections(page):
     "What the search finds on a page: each heading with the prose below it"
     text = re.sub(r"<pre.*?</pre>", "", (OUT / page).read_text(encoding="utf-8"), flags=re.S)
     soup = BeautifulSoup(text[text.index("<main") :], "html.parser", parse_only=SAID)
-    for links in soup.select(".open"):
+    for links in soup.select(".open, .tracks"):
         links.decompose()
     title, found = soup.h1.get_text(), []
     for part in soup.main.find_all([*HEADINGS, "p", "li", "td", "figcaption"]):
