@@ -6,7 +6,7 @@ python -m tools.measure nbs/11_grpo.ipynb     that page alone
 
 import re
 import sys
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -124,12 +124,27 @@ def lesson_rates(
     )
 
 
+COLUMNS = {  # of the table of the book; the exercises are those with a solution of all
+    "minutes": lambda page: f"{page.minutes:.1f}",
+    "words": lambda page: page.words,
+    "cells": lambda page: page.cells,
+    "lines": lambda page: page.lines,
+    "over 100": lambda page: page.long,
+    "outputs a cell": lambda page: f"{page.outputs / page.visible:.2f}" if page.visible else "",
+    "asserting": lambda page: page.asserting,
+    "examples": lambda page: page.examples,
+    "figures": lambda page: page.figures,
+    "exercises": lambda page: f"{page.solved} of {page.exercises}" if page.exercises else "",
+}
+
+
 def table(pages):
     "Lines of a table of pages"
-    names = [f.name for f in fields(Page)][1:]
-    yield f"{'page':24}{'minutes':>8}" + "".join(f"{name:>10}" for name in names)
+    width = max(len(page.name) for page in pages) + 1
+    yield f"{'page':{width}}" + "".join(f"{name:>{len(name) + 3}}" for name in COLUMNS)
     for page in pages:
-        yield f"{page.name:24}{page.minutes:8.1f}" + "".join(f"{n:10}" for n in astuple(page)[1:])
+        found = (f"{tell(page):>{len(name) + 3}}" for name, tell in COLUMNS.items())
+        yield f"{page.name:{width}}" + "".join(found)
 
 
 def book():
