@@ -154,6 +154,11 @@ def test_an_empty_heading_is_seen():
     assert list(empty_headings(BeautifulSoup(page + foot, "html.parser"))) == ["e", "h"]
 
 
+def words(tag):
+    "The text of a part of a page, on one line"
+    return " ".join(tag.get_text().split())
+
+
 def code_blocks(main):
     "Texts of the code on a page"
     return [pre.get_text().strip() for pre in main.select("pre")]
@@ -177,9 +182,10 @@ def test_a_track_leads_on(track, site):
     _, names = tracks()[track]
     for name, coming in zip(names, [*names[1:], None]):
         page = site / page_name(name)
-        (line,) = (p for p in main_part(page).select(".tracks p") if p.a.get_text() == track)
+        lines = main_part(page).select(".tracks p")
+        (line,) = (line for line in lines if words(line.a) == track)
         if coming is None:
-            assert line.get_text() == f"{track} ends here."
+            assert words(line) == f"{track} ends here."
         else:
             target = (page.parent / line.find_all("a")[1]["href"]).resolve()
             assert target == (site / page_name(coming)).resolve()
