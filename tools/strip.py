@@ -54,7 +54,7 @@ def usual_clip(clips):
     return int(np.abs(gains - mean_gain()).argmin())
 
 
-def test_clip(number):
+def corpus_clip(number):
     "The files of a test clip of the corpus that the pipeline makes, read back"
     from affectgpt_r1.data import load_mer2025
     from affectgpt_r1.toy import TOY_SIZES, write_annotations
@@ -78,7 +78,7 @@ def record():
     "All values of the strip, by name"
     clips = answered_clips()
     number = usual_clip(clips)
-    parts = test_clip(number)
+    parts = corpus_clip(number)
     assert str(parts["subtitle"]) == clips[number]["subtitle"]
     assert ", ".join(parts.pop("gold")) == clips[number]["annotators"]
     words = np.array([clips[number][writer] for writer in WRITERS])
