@@ -1,7 +1,8 @@
-"""The map and its picture: kept values that can be made again, minutes and links that are true; the
-glossary: sorted, with an example and a page for each term"""
+"""The map and its picture, the strip of the README: kept values that can be made again, minutes and
+links that are true; the glossary: sorted, with an example and a page for each term, and linked"""
 
 import re
+import textwrap
 import time
 
 import nbformat
@@ -13,11 +14,24 @@ from conftest import ROOT
 from affectgpt_r1.metrics import ew_rewards
 from affectgpt_r1.pipeline_picture import LIT_BOXES, picture_values, pipeline_picture
 from tools.notebooks import directives
-from tools.site import chapters, page_name
-from tools.tracks import in_hours, study_minutes, track_line, tracks
+from tools.glossary import TERMS, linked, missing_terms, pages, unlinked
+from tools.site import chapters, page_name, sidebar
+from tools.strip import KEPT, WRITERS, answered_clips, readme_strip, scores, usual_clip
+from tools.tracks import (
+    PAGES,
+    anchor,
+    in_hours,
+    page_list,
+    study_minutes,
+    track_line,
+    track_row,
+    tracks,
+)
 
 NBS = ROOT / "nbs"
-MAP, GLOSSARY = NBS / "00_overview.ipynb", NBS / "pages/glossary.ipynb"
+INDEX, MAP, GLOSSARY = (
+    NBS / name for name in ("index.ipynb", "00_overview.ipynb", "pages/glossary.ipynb")
+)
 
 
 @pytest.fixture
@@ -107,6 +121,38 @@ def test_clip_of_the_picture_can_be_made_again(tmp_path):
     assert made["subtitle"] == kept["subtitle"] and list(made["gold"]) == list(kept["gold"])
 
 
+# The strip of the README
+
+
+def test_words_of_the_strip_are_those_of_the_pipeline():
+    "Of the clip that gains about as much as the mean over the seeds, with F from its words"
+    clips = answered_clips()
+    assert len(clips) == 10
+    clip = clips[usual_clip(clips)]
+    with np.load(KEPT, allow_pickle=False) as kept:
+        assert list(kept["words"]) == [clip[writer] for writer in WRITERS], "python -m tools.strip"
+        assert str(kept["subtitle"]) == clip["subtitle"]
+        again = [scores([clip], writer)[0] for writer in WRITERS]
+        assert np.allclose(kept["f"], again) and again[2] == pytest.approx(1)
+    gains = scores(clips, "GRPO") - scores(clips, "cold start")
+    assert usual_clip(clips) != gains.argmax()   # the best one is not shown
+
+
+def test_strip_can_be_read(plt):
+    "Letters of at least 8 pt on a page and 6 pt on a phone; nothing is cut off, no two texts meet"
+    figure = readme_strip()
+    figure.canvas.draw()
+    texts = [t for t in figure.findobj(plt.Text) if t.get_text()]
+    assert {"cold start   F 0.67", "GRPO   F 0.83"} <= {t.get_text() for t in texts}
+    small = min(1, 350 / (figure.get_figwidth() * 100))
+    assert min(t.get_fontsize() for t in texts) >= 8
+    assert min(t.get_fontsize() for t in texts) * small >= 6
+    boxes = [t.get_window_extent() for t in texts]
+    page = figure.bbox
+    assert all(page.x0 <= b.x0 and b.x1 <= page.x1 and page.y0 <= b.y0 for b in boxes)
+    assert not [1 for i, x in enumerate(boxes) for y in boxes[:i] if x.overlaps(y)]
+
+
 # The picture
 
 
@@ -172,27 +218,66 @@ def test_a_lit_picture_is_that_of_its_chapter(path):
 
 def test_map_comes_first():
     parts = chapters()
-    assert parts[0] == ("", ["index.ipynb", "00_overview.ipynb"])
+    assert parts[0] == ("", ["index.ipynb", "00_overview.ipynb", "tutorials/play.ipynb"])
     assert "pages/glossary.ipynb" in parts[-1][1]
     contents = yaml.safe_load((ROOT / "_quarto.yml").read_text())["website"]["sidebar"]["contents"]
     assert contents[1] == {"text": "The map", "href": "00_overview.ipynb"}
 
 
-def test_links_of_the_map():
-    assert not list(dead(MAP, prose(MAP)))
+@pytest.mark.parametrize("path", [INDEX, MAP], ids=lambda p: p.stem)
+def test_links_of_the_first_pages(path):
+    assert not list(dead(path, prose(path)))
 
 
-def test_stored_minutes_are_those_of_the_pages():
-    "Computed again, they are near to what the page shows: else it must be run again"
-    outputs = [o for c in nbformat.read(MAP, 4).cells for o in c.get("outputs", [])]
-    (stored,) = (o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {}))
-    for name, line in zip(tracks(), stored.splitlines(), strict=True):
-        now, number = track_line(name), r"\]\((\S+)\) (\d+)"
-        (names, a), (told, b) = (zip(*re.findall(number, x)) for x in (now, line))
-        a, b = np.array(a, float), np.array(b, float)
-        assert (
-            names == told and np.abs(a - b).max() <= 3 and abs(a.sum() - b.sum()) <= 0.1 * b.sum()
-        ), f"{name}: run python -m tools.notebooks nbs/00_overview.ipynb"
+def test_sidebar_leads_to_the_tracks():
+    "Each has a heading on the map, which the README's table links to, too"
+    _, entries = sidebar()[1]
+    assert [e["text"] for e in entries] == list(tracks())
+    assert [e["href"] for e in entries] == [f"/overview.html#{anchor(t)}" for t in tracks()]
+    assert {anchor(track) for track in tracks()} <= anchors(MAP)
+
+
+def test_pages_of_the_tracks_are_in_step():
+    "What leads on from page to page"
+    assert PAGES.read_text(encoding="utf-8") == page_list(), "run python -m tools.tracks"
+    listed = [track["pages"] for track in yaml.safe_load(page_list())["tracks"]]
+    expected = [names for _, names in tracks().values()]
+    assert [[page["notebook"] for page in found] for found in listed] == expected
+
+
+def shown_markdown(path):
+    "The Markdown that a page's cells show"
+    outputs = (o for c in nbformat.read(path, 4).cells for o in c.get("outputs", []))
+    return [o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {})]
+
+
+@pytest.mark.parametrize("track", tracks())
+def test_stored_minutes_are_those_of_the_pages(track):
+    "Computed again, they are near to what the map shows: else it must be run again"
+    stored = shown_markdown(MAP)[list(tracks()).index(track)]
+    number = r"\]\((\S+)\) (\d+)"
+    (names, a), (stored_names, b) = (
+        zip(*re.findall(number, text)) for text in (track_line(track), stored)
+    )
+    a, b = np.array(a, float), np.array(b, float)
+    near = np.abs(a - b).max() <= 3 and abs(a.sum() - b.sum()) <= 0.1 * b.sum()
+    assert names == stored_names and near, "run python -m tools.notebooks nbs/00_overview.ipynb"
+
+
+def minutes_of(text):
+    "`27 minutes` or `3 h 05 min` as a number"
+    hours, minutes = re.search(r"(?:(\d+) h )?(\d+) min", text).groups()
+    return 60 * int(hours or 0) + int(minutes)
+
+
+def test_readme_has_the_minutes_of_the_tracks():
+    (table,) = (text for text in shown_markdown(INDEX) if "| track |" in text)
+    for track, row in zip(tracks(), table.splitlines()[2:], strict=True):
+        now = minutes_of(track_row(track))
+        assert f"[{track}](00_overview.ipynb#{anchor(track)})" in row
+        assert abs(minutes_of(row) - now) <= max(3, 0.1 * now), (
+            "run python -m tools.notebooks nbs/index.ipynb, and python -m tools.readme"
+        )
 
 
 def test_minutes_count_words_and_lines_that_are_shown(tmp_path, monkeypatch):
@@ -242,6 +327,40 @@ def test_links_to_terms_lead_to_terms(name):
     text = prose(NBS / name)
     found = re.findall(r"glossary\.ipynb#([^)\s]+)\)", text)
     assert set(found) <= {slug(term) for term in entries()}
+
+
+def test_forms_of_terms_belong_to_terms():
+    assert TERMS.keys() <= {slug(term) for term in entries()}
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda p: p.stem)
+def test_terms_are_linked(path):
+    "At least once on each page that uses them"
+    missing = unlinked(path)
+    assert not missing, f"{missing}: run python -m tools.glossary --write {path}"
+
+
+def test_first_use_is_linked():
+    "In prose; not in code, formulas, headings, links and tables; other words are other terms"
+    prose_only = ["# GRPO\n\n`GRPO` [GRPO](x)\n\n| GRPO |\n|---|\n\n$GRPO$\n\n```\nGRPO\n```"]
+    assert missing_terms(prose_only) == []
+    assert missing_terms(["policy optimisation, GRPO-like"]) == []
+    assert missing_terms(["LoRA", "[LoRA](../pages/glossary.ipynb#lora)"]) == []
+    assert missing_terms(["Policies", "two\nsoft\ntokens"]) == ["policy", "soft-token"]
+    text = "# T\n\n* one: it is\n  GRPO\n* two: GRPO"
+    assert linked([text], "g")[0] == text.replace("  GRPO", "  [GRPO](g#grpo)")
+
+
+def test_a_linked_paragraph_keeps_its_width_and_its_meaning():
+    "No line becomes too long, and none begins like an item of a list"
+    words = "the word " * 9 + "and GRPO is - so to say - 1. a way, and (t) is another one " * 3
+    first, second = (textwrap.indent(textwrap.fill(words, 97), "  ") for _ in "ab")
+    source = f"* {first.strip()}\n* {second.strip()}"
+    (made,) = linked([source], "../pages/glossary.ipynb")
+    assert max(map(len, made.splitlines())) <= 100 and made.count("glossary.ipynb#grpo") == 1
+    assert len(re.findall(r"^\s*(?:[-*]|\(?\w{1,5}[.)])\s", made, re.M)) == 2
+    plain = re.sub(r"\[(GRPO)\]\([^)]*\)", r"\1", made)
+    assert " ".join(plain.split()) == " ".join(source.split())
 
 
 def test_terms_that_readers_look_for():

@@ -14,6 +14,8 @@ import pytest
 from conftest import ROOT
 
 from tools.kernels import forked_kernels
+from tools.measure import lesson_rates, long_lines, measure
+from tools.measure import chapters as lessons
 from tools.notebooks import OFFLINE, run_notebook
 from tools.readme import INDEX, readme
 from tools.site import chapters
@@ -84,6 +86,59 @@ def test_title(name):
         "the first cell holds a title, a blank line and one line of subtitle; what "
         "follows needs a cell of its own"
     )
+
+
+# How a page reads: the table of the book is printed by `python -m tools.measure`
+
+
+@pytest.mark.parametrize("path", lessons(), ids=lambda p: p.stem)
+def test_a_chapter_is_no_longer_than_a_lesson(path):
+    page = measure(path)
+    assert page.cells <= 60, "move what the story does not need to nbs/machinery"
+    assert page.minutes <= 45
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_lines_fit_the_page(name):
+    "At most 100 characters: code, prose, captions and tables"
+    assert not long_lines(nbformat.read(NBS / name, 4).cells)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_long_page_has_an_example(name):
+    page = measure(NBS / name)
+    assert page.words <= 600 or page.examples
+
+
+@pytest.mark.parametrize("rate, least", dict(outputs=0.6, asserting=0.3, words=3).items())
+def test_lessons_show_and_assert(rate, least):
+    "Over the chapters together: outputs and assertions a visible cell, words a line of code"
+    assert lesson_rates([measure(path) for path in lessons()])[rate] >= least
+
+
+def test_what_is_measured(tmp_path):
+    "What the site shows counts, and cells, which are never hidden from who opens the notebook"
+    new, picture = nbformat.v4, nbformat.v4.new_output("display_data", {"image/png": ""})
+    code = {
+        "#| hide\nassert x": [picture],
+        "#| export\nx = 1": [],
+        "#| exports\ndef f(): pass\n\n# why": [],
+        "#| echo: false\nplot()": [picture],
+        "test_eq(f(), 1)\n" + "x" * 101: [new.new_output("stream", text="1")],
+    }
+    text = "For example, words.\n\n## Exercises\n\n1. One.\n2. Two."
+    cells = [new.new_markdown_cell(text), new.new_markdown_cell("word\n" * 171)]
+    cells += [new.new_code_cell(source, outputs=out) for source, out in code.items()]
+    nbformat.write(new.new_notebook(cells=cells), tmp_path / "x.ipynb")
+    (tmp_path / "solutions").mkdir()
+    solved = new.new_notebook(cells=[new.new_markdown_cell("## 1. One")])
+    nbformat.write(solved, tmp_path / "solutions/x.ipynb")
+    page = measure(tmp_path / "x.ipynb")
+    assert (page.words, page.cells, page.visible, page.lines, page.long) == (180, 5, 2, 4, 1)
+    assert (page.outputs, page.figures, page.asserting, page.examples) == (2, 1, 1, 1)
+    assert (page.exercises, page.solved) == (2, 1) and page.minutes == pytest.approx(1 + 4 / 14)
+    rates = lesson_rates([page, page])
+    assert rates == dict(outputs=1, asserting=0.5, words=45)
 
 
 def kinds(cell):

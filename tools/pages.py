@@ -16,9 +16,10 @@ from pygments.lexers import get_lexer_by_name
 from pygments.token import Comment, Keyword, Name, Number, Operator, String
 from pygments.util import ClassNotFound
 
-from tools.notebooks import directives
+from tools.notebooks import ROOT, directives
 
 HERE = Path(__file__).resolve().parent
+FILTER = ROOT / "nbs/site.lua"  # Quarto takes the same
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PANDOC = "markdown+lists_without_preceding_blankline"
 TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
@@ -36,11 +37,6 @@ TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {{ text }}
 {{ text | fence }}
 {% endmacro %}
-{% macro attributes(meta) %}
-{{- '{' ~ ('#' ~ meta.label if meta.label else '')
-    ~ ('' if meta.caption else ' alt="What the code above draws"') ~ '}'
-    if meta.label or not meta.caption -}}
-{% endmacro %}
 {% block stream %}{{ plain(output.text.rstrip()) }}{% endblock %}
 {% block data_text %}{{ plain(output.data['text/plain']) }}{% endblock %}
 {% block error %}{{ plain(output.ename ~ ': ' ~ output.evalue) }}{% endblock %}
@@ -51,7 +47,8 @@ TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {% endblock %}
 {% block data_png %}
 ![{{ cell.metadata.caption }}]({{ output.metadata.filenames['image/png']
-}}){{ attributes(cell.metadata) }}
+}}){% if cell.metadata.label %}{{ '{#' ~ cell.metadata.label ~ '}' }}{% endif %}
+
 {% endblock %}"""
 
 
@@ -165,7 +162,7 @@ def highlight(block):
     "A block of code, as a match of `pre`, class and text, with its tokens in colour"
     language, code = block.groups()
     try:
-        lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
+        lexer = get_lexer_by_name(language, stripnl=False)
     except ClassNotFound:
         return block[0]
     tokens, spans = lexer.get_tokens(html.unescape(code)), []
@@ -180,6 +177,7 @@ def to_html(
     out,  # The file to write
     variables,  # What page.html fills in: title, subtitle, …
     resources=None,  # A folder with the images: embed them, and the style, in the one file
+    metadata=None,  # What site.lua looks up: the notebook, and the tracks
 ):
     "Write a page with our template"
     options = {
@@ -190,6 +188,8 @@ def to_html(
         "html-math-method": {"method": "mathml"},
         "syntax-highlighting": "none",  # pandoc's own takes four fifths of its time
         "variables": variables,
+        "metadata": metadata or {},
+        "filters": [str(FILTER)],
     }
     if resources:
         options |= {"embed-resources": True, "resource-path": [str(resources), str(HERE)]}

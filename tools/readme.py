@@ -14,8 +14,10 @@ from tools.pages import to_markdown, write_files
 INDEX = ROOT / "nbs/index.ipynb"
 TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {% block input %}{% if cell.source %}{{ super() }}{% endif %}{% endblock %}
-{% block data_png %}![{{ cell.metadata.caption }}]({{ output.metadata.filenames['image/png']
-}}){% endblock %}"""
+{% block data_png %}![{{ cell.metadata.caption }}]({{ output.metadata.filenames['image/png'] }})
+
+*{{ cell.metadata.caption }}*
+{% endblock %}"""
 
 
 def readme(index=INDEX):

@@ -20,8 +20,10 @@ from nbdev.serve import proc_nbs
 
 from tools.notebooks import ROOT
 from tools.pages import HERE, inline_code, to_html, to_markdown, write_files
+from tools.tracks import page_list, page_name
 
 CFG = get_config(path=ROOT)
+TRACKS = yaml.safe_load(page_list())
 OUT = ROOT / CFG.doc_path.name
 HOST = f"{CFG.doc_host}{CFG.doc_baseurl}/"
 LAB = "http://localhost:8888/lab/tree/"
@@ -30,20 +32,20 @@ HEADINGS = ["h1", "h2", "h3", "h4"]
 SAID = SoupStrainer("main")
 
 
-def chapters():
-    "The sidebar of _quarto.yml: pairs of a part's name and its notebooks"
+def sidebar():
+    "The sidebar of _quarto.yml: pairs of a part's name and its entries, each with its `href`"
     contents = yaml.safe_load((ROOT / "_quarto.yml").read_text())["website"]["sidebar"]["contents"]
-    loose = [c["href"] for c in contents if "href" in c]
-    return [("", loose)] + [(c["section"], c["contents"]) for c in contents if "section" in c]
+    loose = [entry for entry in contents if "href" in entry]
+    named = [(entry["section"], entry["contents"]) for entry in contents if "section" in entry]
+    as_entry = [(part, [e if "href" in e else {"href": e} for e in found]) for part, found in named]
+    return [("", loose), *as_entry]
 
 
-def page_name(
-    notebook,  # Path of a notebook, or a link to one
-):
-    "Where nbdev and Quarto put its page: `04_media.ipynb` becomes `media.html`"
-    folder, slash, name = notebook.rpartition("/")
-    page = re.sub(r"^\d+[a-z]?_", "", name).removesuffix(".ipynb")
-    return f"{folder}{slash}{page}.html"
+def chapters():
+    "The notebooks of the sidebar: pairs of a part's name and its notebooks"
+    parts = ((part, [entry["href"] for entry in entries]) for part, entries in sidebar())
+    named = ((part, [name for name in names if name.endswith(".ipynb")]) for part, names in parts)
+    return [(part, names) for part, names in named if names]
 
 
 def front_matter(nb):
@@ -56,15 +58,7 @@ def front_matter(nb):
 
 
 def relative_links(text, root):
-    """Links to the site's address and to notebooks as links between the pages; names in code
-    without their links"""
-    fence = r"^(`{3,})python\n.*?^\1$"
-    text = re.sub(
-        fence, lambda m: re.sub(r"\[(`[^`]+`)\]\([^)]*\)", r"\1", m[0]), text, flags=re.M | re.S
-    )
-    text = re.sub(
-        r"(\.html#\w+)\.[\w.]+(?=\))", r"\1", text
-    )  # a method is described with its class
+    "Links to the site's address and to notebooks as links between the pages"
     text = text.replace(HOST, root)
     link = r"\]\((?!https?:)([^)#\s]+\.ipynb)(?=[)#])"
     return re.sub(link, lambda m: f"]({page_name(m[1])}", text)
@@ -100,7 +94,7 @@ def sections(page):
     "What the search finds on a page: each heading with the prose below it"
     text = re.sub(r"<pre.*?</pre>", "", (OUT / page).read_text(encoding="utf-8"), flags=re.S)
     soup = BeautifulSoup(text[text.index("<main") :], "html.parser", parse_only=SAID)
-    for links in soup.select(".open"):
+    for links in soup.select(".open, .tracks"):
         links.decompose()
     title, found = soup.h1.get_text(), []
     for part in soup.main.find_all([*HEADINGS, "p", "li", "td", "figcaption"]):
@@ -119,23 +113,33 @@ def sections(page):
     return found
 
 
+def link(
+    found,  # An entry of the sidebar
+    entry,  # Notebook -> title and address in the navigation
+    name,  # The notebook of the page
+):
+    "An entry as page.html takes it: title, address, and whether it is this page"
+    if found["href"] not in entry:  # a place on a page
+        return {"href": found["href"].removeprefix("/"), "title": found["text"]}
+    return entry[found["href"]] | ({"here": True} if found["href"] == name else {})
+
+
 def frame(
     name,  # The notebook
-    parts,  # From `chapters`
     entry,  # Notebook -> title and address in the navigation
     about,  # Notebook -> its front matter
 ):
     "What page.html puts around the text of a page"
-    names, page = [n for _, part in parts for n in part], entry[name]["href"]
+    names, page = list(entry), entry[name]["href"]
     at, title, text = (
         names.index(name),
         about[name]["title"].replace("`", ""),
         about[name]["description"],
     )
     neighbours = {"previous": names[at - 1 : at], "next": names[at + 1 : at + 2]}
-    sidebar = [
-        {"name": part, "pages": [entry[n] | ({"here": True} if n == name else {}) for n in group]}
-        for part, group in parts
+    parts = [
+        {"name": part, "pages": [link(found, entry, name) for found in group]}
+        for part, group in sidebar()
     ]
     return {k: entry[n] for k, found in neighbours.items() for n in found} | {
         "title": title,
@@ -148,14 +152,14 @@ def frame(
         "here": page,
         "open": ways_in(name),
         "root": "../" * page.count("/"),
-        "parts": sidebar,
+        "parts": parts,
     }
 
 
 def build():
     "Render every chapter into the folder of the site"
-    cache, parts = Path(proc_nbs(n_workers=0, force=True)), chapters()
-    nbs = {n: nbformat.read(cache / n, 4) for _, part in parts for n in part}
+    cache = Path(proc_nbs(n_workers=0, force=True))
+    nbs = {n: nbformat.read(cache / n, 4) for _, part in chapters() for n in part}
     about = {
         n: {"title": Path(n).stem, "description": ""} | front_matter(nb) for n, nb in nbs.items()
     }
@@ -172,10 +176,12 @@ def build():
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # pandoc works while Python prepares the next
         made = []
         for name, nb in nbs.items():
-            page, around = OUT / entry[name]["href"], frame(name, parts, entry, about)
+            page, around = OUT / entry[name]["href"], frame(name, entry, about)
+            known = {"notebook": name, **TRACKS}
             text, images = to_markdown(nb, files=f"{page.stem}_files")
             write_files(images, page.parent)
-            made.append(pool.submit(to_html, relative_links(text, around["root"]), page, around))
+            body = relative_links(text, around["root"])
+            made.append(pool.submit(to_html, body, page, around, metadata=known))
         for page in made:
             page.result()
     for name in ("page.css", "page.js"):

@@ -1,33 +1,17 @@
 """The three tracks through the pages, and how many minutes they take
 
-python -m tools.tracks
+python -m tools.tracks    # prints them, and writes nbs/tracks.yml
 """
 
-import json
 import re
 
-from tools.notebooks import ROOT, directives
+import nbformat
+import yaml
 
-NBS = ROOT / "nbs"
-WORDS, LINES = 180, 14  # that someone who studies reads in a minute
-UNSEEN = {"hide", "export", "exporti", "default_exp"}
+from tools.measure import NBS, WORDS, measure
+
+PAGES = NBS / "tracks.yml"
 CLAIMS = "tutorials/claims.ipynb"
-
-
-def cells(
-    name,  # A notebook below nbs/
-):
-    "Pairs of a cell's kind and source"
-    found = json.loads((NBS / name).read_text(encoding="utf-8"))["cells"]
-    return [(c["cell_type"], "".join(c["source"])) for c in found]
-
-
-def shown_lines(source):
-    "Lines of code of a cell that the site shows"
-    found = directives(source)
-    if UNSEEN & found.keys() or found.get("echo") == "false":
-        return 0
-    return sum(bool(line.strip()) and not line.startswith("#|") for line in source.splitlines())
 
 
 def study_minutes(
@@ -35,9 +19,17 @@ def study_minutes(
     code=True,  # Count the code, too?
 ):
     "Minutes for the prose of a page, and for the code that it shows"
-    words = sum(len(source.split()) for kind, source in cells(name) if kind == "markdown")
-    lines = sum(shown_lines(source) for kind, source in cells(name) if kind == "code")
-    return words / WORDS + code * lines / LINES
+    page = measure(NBS / name)
+    return page.minutes if code else page.words / WORDS
+
+
+def page_name(
+    notebook,  # Path of a notebook, or a link to one
+):
+    "Where nbdev and Quarto put its page: `04_media.ipynb` becomes `media.html`"
+    folder, slash, name = notebook.rpartition("/")
+    page = re.sub(r"^\d+[a-z]?_", "", name).removesuffix(".ipynb")
+    return f"{folder}{slash}{page}.html"
 
 
 def pages(folder, pattern="*"):
@@ -61,7 +53,14 @@ def title(name):
     "The first heading of a page; of the README, its name"
     if name == "index.ipynb":
         return "README"
-    return next(s for kind, s in cells(name) if kind == "markdown").partition("\n")[0].strip("# ")
+    cells = nbformat.read(NBS / name, 4).cells
+    first = next(c.source for c in cells if c.cell_type == "markdown")
+    return first.partition("\n")[0].strip("# ")
+
+
+def anchor(track):
+    "Where the map describes a track"
+    return track.lower().replace(" ", "-")
 
 
 def in_hours(minutes):
@@ -73,12 +72,36 @@ def in_hours(minutes):
 def track_line(
     track,  # Its name
 ):
-    "A track with its minutes, and its pages with theirs, in Markdown"
+    "The minutes of a track and those of its pages, in Markdown"
     code, names = tracks()[track]
     minutes = [study_minutes(name, code) for name in names]
-    told = [f"[{title(name)}]({name}) {m:.0f}" for name, m in zip(names, minutes)]
-    return f"- **{track}**, {in_hours(sum(minutes))}: {', '.join(told)}."
+    listed = [f"[{title(name)}]({name}) {m:.0f}" for name, m in zip(names, minutes)]
+    return f"**{in_hours(sum(minutes))}**: {', '.join(listed)}."
+
+
+def track_row(
+    track,  # Its name
+):
+    "A track with its minutes as a row of the README's table, in Markdown"
+    code, names = tracks()[track]
+    minutes = in_hours(sum(study_minutes(name, code) for name in names))
+    links = [f"[{title(n)}]({n})" if n != "index.ipynb" else "this page" for n in names]
+    listed = ", ".join(links) if len(names) < 10 else "all chapters in order, then the tutorials"
+    return f"| [{track}](00_overview.ipynb#{anchor(track)}) | {minutes} | {listed} |"
+
+
+def page_list():
+    """What site.lua needs to lead on along the tracks, as YAML: their names, where the map
+    describes them, and their pages"""
+    written = []
+    for track, (_, names) in tracks().items():
+        entries = [dict(notebook=n, href=page_name(n), title=title(n)) for n in names]
+        place = f"{page_name('00_overview.ipynb')}#{anchor(track)}"
+        written.append(dict(name=track, href=place, pages=entries))
+    return "# By python -m tools.tracks\n" + yaml.safe_dump({"tracks": written}, sort_keys=False)
 
 
 if __name__ == "__main__":
-    print("\n".join(map(track_line, tracks())))
+    for name in tracks():
+        print(f"{name}: {track_line(name)}")
+    PAGES.write_text(page_list(), encoding="utf-8")

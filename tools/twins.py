@@ -25,6 +25,13 @@ and pandas are enough), and trains models with GRPO on that metric. Each page be
 with its outputs, as Markdown."""
 
 
+def plain_names(text):
+    "Markdown with names in code without their links, and links to methods as links to their class"
+    fence = re.compile(r"^(`{3,})python\n.*?^\1$", re.M | re.S)
+    text = fence.sub(lambda m: re.sub(r"\[(`[^`]+`)\]\([^)]*\)", r"\1", m[0]), text)
+    return re.sub(r"(\.html#\w+)\.[\w.]+(?=\))", r"\1", text)
+
+
 def twin(
     nb,  # A notebook that nbdev has processed; its directives are carried out in place
     name,  # Its path below nbs/
@@ -32,7 +39,7 @@ def twin(
     "A page as Markdown, and its images by name; links lead to twins"
     page, about = page_name(name), front_matter(nb)
     text, images = to_markdown(nb, files=f"{Path(page).stem}_files", template=TWIN)
-    text = relative_links(text, "../" * page.count("/"))
+    text = relative_links(plain_names(text), "../" * page.count("/"))
     text = re.sub(r"\]\((?![a-z]+:)([^)#\s]+\.html)(?=[)#])", r"](\1.md", text)
     text = re.sub(r"<!-- WARNING: .*? -->\s*", "", text)   # nbdev's, for who would edit the page
     head = f"# {about['title']}\n\n> {about.get('description', '')}\n\n"
