@@ -135,12 +135,6 @@ def unibench_scores(
     table.insert(after_score + 1, "high", high)
     return table
 
-# %% ../nbs/12b_benchmark.ipynb #b031
-def _interval_row(draws):
-    "Interval and p-value of the difference in each draw"
-    low, high = np.quantile(draws, [.025, .975])
-    return dict(low=low, high=high, p=paired_p(draws))
-
 # %% ../nbs/12b_benchmark.ipynb #c1c6db11
 def unibench_difference(
     a: str | Path,        # Folder with the answers of one system
@@ -158,8 +152,9 @@ def unibench_difference(
     score["mean"] = table_b["score"].mean() - table_a["score"].mean()
     draws = {key: draws_b[key] - draws_a[key] for key in draws_a}
     draws["mean"] = np.mean(list(draws.values()), 0)
-    return pd.DataFrame([dict(dataset=key, difference=score[key], **_interval_row(d))
-                         for key, d in draws.items()])
+    low, high = np.quantile(list(draws.values()), [.025, .975], axis=1)
+    return pd.DataFrame(dict(dataset=list(draws), difference=[score[key] for key in draws],
+                             low=low, high=high, p=list(map(paired_p, draws.values()))))
 
 # %% ../nbs/12b_benchmark.ipynb #b037
 def unibench_table(
