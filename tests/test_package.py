@@ -27,7 +27,8 @@ MODULES = modules()
 LIGHT = [
     "messages", "processes", "labels", "markup", "fields", "tables", "wheel_files", "wheels",
     "scoring", "metrics", "unibench", "terminal", "intervals", "score_inputs", "score_report",
-    "submissions", "benchmark_clips", "mentions", "rewards", "engines", "harnesses"]
+    "submissions", "benchmark_clips", "mentions", "alarms", "more_rewards", "reward_recipes",
+    "rewards", "engines", "harnesses"]
 MOST_LINES = 420
 MOST_CELL_LINES = 20
 

@@ -174,6 +174,58 @@ def test_f_and_words_are_logged_beside_the_reward():
     assert found == {"answer/words": 1., "answer/written": 3.}
 
 
+# odd completions, in mode "think"; the chapter shows eight of them
+
+T, SAID = "<think>She smiles, she is not sad.</think>", "<answer>happy</answer>"
+ODD = [   # completion; format, accuracy with P2, dual with P2, alignment, graded with P2
+    (f"{T}<answer>happy, cheerful</answer>", 1, 1, 1, 1, 1),
+    (f"{T}\n\n<answer>Happy; CHEERFUL.</answer>\n", 1, 1, 1, 1, 1),
+    (f"{T}<answer>happy, glad, joyful, cheerful</answer>", 1, .5, 1, 1, .48),
+    (f"{T}<answer>sad</answer>", 1, 0, 1, 0, 0),
+    (f"{T}<answer>happy, chee", 0, 1, 1, 1, .97),            # cut off: what can be read counts
+    (f"{T}<answer></answer>", 0, 0, 1, 0, 0),
+    (f"<think></think>{SAID}", 1, 1, 0, 0, .97),             # empty thoughts keep to the format
+    (SAID, 0, 1, 0, 0, .97),
+    (f"{SAID}{T}", 0, 1, 0, 0, .97),
+    (f"{T}<answer>sad</answer>{SAID}", 0, 1, 1, 1, .97),     # the last answer is read
+    (f"{T}<think>She is sad.</think>{SAID}", 0, 1, 1, 1, .97),   # the first thoughts are read
+    (f"{T}<answer>{SAID}</answer>", 0, 1, 1, 1, .97),
+    (f"<think><think>happy</think></think>{SAID}", 0, 1, 1, 1, .97),
+    (f"Sure! {T}{SAID}", 0, 1, 1, 1, .97),
+    (f"{T}happy, cheerful", 0, 0, 1, 0, 0),                  # no answer tag, no answer
+    ("<think>happy, cheerful, happy", 0, 0, 0, 0, 0),        # still thinking
+    (f"{T}<answer>高兴, 兴奋</answer>", 1, 0, 1, 0, 0),
+    (f"{T}<answer>{'happy ' * 2000}</answer>", 1, 0, 1, 0, 0),   # one label of 12,000 characters
+    (f"<think>{'She is happy. ' * 900}</think>{SAID}", 1, 1, 1, 1, .97),
+    ("", 0, 0, 0, 0, 0)]
+
+
+def think_rewards():
+    "All rewards that look at one completion, with P2"
+    return [format_reward("think"), accuracy_reward(wheels, "p2", "think"),
+            dual_reward(wheels, "p2"), alignment_reward(wheels),
+            accuracy_reward(wheels, "p2", "think", "graded")]
+
+
+def test_odd_completions():
+    labels = [["happy", "cheerful"]] * len(ODD)
+    found = [f([o[0] for o in ODD], labels=labels) for f in think_rewards()]
+    for (text, *want), got in zip(ODD, zip(*found)):
+        assert list(got) == pytest.approx(want, abs=.005), text
+
+
+@pytest.mark.parametrize("gold,want", [
+    (["happy"], 1), (["negative"], 0), (["happy", "zork"], 1), (["neutral"], None), ([], None),
+    (None, None), ("[happy, glad]", 1), ("[]", None)])
+def test_odd_golds(gold, want):
+    "Where no wheel knows the gold, the rewards that need it do not apply"
+    answer = "<think>She is glad.</think><answer>joyful</answer>"
+    found = {f.__name__: f([answer], labels=[gold])[0] for f in think_rewards()}
+    assert found["accuracy"] == found["dual"] == want
+    assert found["format"] == found["alignment"] == 1
+    assert (found["graded"] is None) == (want is None)
+
+
 # emotion words in running text
 
 @pytest.mark.parametrize("said,found", [
