@@ -19,7 +19,7 @@ from .configuration import AffectGPTConfig
 from .decoders import embedding_name, position_inputs
 from .encoders import frame_features, make_tower, segment_features
 from .model_base import (
-    MEDIA_KEYS, AffectGPTPreTrainedModel, MediaGenerationMixin, add_logits, check_media)
+    MEDIA_KEYS, AffectGPTPreTrainedModel, MediaGenerationMixin, add_logits, check_media_tensors)
 from .qformer import QFormerMulti
 from .shared_prompts import PackedRows, packed_mask, packed_positions, unpack_hidden
 
@@ -169,7 +169,7 @@ class _MediaEncoder(_FrozenTowers):
 
     def media_features(self, input_ids, raw, cached, is_prompt):
         "V and A of the prompts' clips, (None, None) where there are none"
-        check_media(input_ids, raw, cached)
+        check_media_tensors(input_ids, raw, cached)
         if raw[0] is not None: return self.encode_media(*raw)
         if cached[0] is None and is_prompt:
             ids = torch.tensor(self.config.placeholder_ids, device=input_ids.device)
