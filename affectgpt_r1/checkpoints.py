@@ -21,6 +21,7 @@ from peft import LoraConfig, PeftModel
 from peft.helpers import rescale_adapter_scale
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, GenerationConfig
 
+from .checkpoint_code import AUTO_MAP
 from .folders import is_hidden
 from .labels import make_target
 from .messages import list_some
@@ -30,7 +31,7 @@ from .omni_model import is_thinker
 from .parts import (
     base_state, check_lora, load_parts, lora_config, remember_source, source_hash)
 from .processes import rank_and_world_size
-from .processing import AUTO_MAP, AffectGPTProcessor, make_prompt
+from .processing import AffectGPTProcessor, make_prompt
 from .text_files import read_json
 
 # %% ../nbs/machinery/checkpoints.ipynb #08b6659f

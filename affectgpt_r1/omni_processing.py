@@ -137,7 +137,7 @@ def _wave(clip, longest):
     wave = read_waveform(audio) if isinstance(audio, (str, Path)) else bounded_wave(
         "a sound given as samples", audio)
     if len(wave) <= longest * 16000: return wave
-    warnings.warn(f"clip {clip_name(clip)}: its sound of {len(wave) / 16000:.1f} s is cut behind "
+    warnings.warn(f"clip {clip_name(clip)}: its sound of {len(wave) / 16000:.1f} s is cut after "
                   f"{longest:g} s (max_seconds)")
     return wave[:int(longest * 16000)]
 

@@ -19,7 +19,7 @@ import peft
 import transformers
 from conftest import ROOT
 
-from affectgpt_r1 import features
+from affectgpt_r1 import clip_loading, features
 from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.evaluate import predict_clips
@@ -149,12 +149,12 @@ def test_features_go_on_where_they_were_stopped(toy, human, tmp_path, monkeypatc
 
 KILLED = """
 import sys, time
-from affectgpt_r1 import features
+from affectgpt_r1 import feature_files, features
 from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.parts import make_toy_model
-real = features.os.replace
+real = feature_files.os.replace
 def slow(*a): time.sleep(.05); real(*a)
-features.os.replace = slow
+feature_files.os.replace = slow
 rows = load_mer2025(sys.argv[1], "human").select(range(24))
 toy = make_toy_model(["some words"])
 features.FeatureCache(sys.argv[2], *toy).compute(rows, *toy, batch_size=4, workers=0)
@@ -489,9 +489,9 @@ def test_several_processes_share_the_clips(toy, corpus, human, tmp_path):
 @pytest.mark.parametrize("cores, local, n", [
     (1, 1, 1), (6, 1, 6), (64, 1, 8), (64, 16, 4), (4, 8, 1)])
 def test_workers_by_the_number_of_cores(monkeypatch, cores, local, n):
-    monkeypatch.setattr(features, "usable_cores", lambda: cores)
+    monkeypatch.setattr(clip_loading, "usable_cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
-    assert features.default_workers() == n
+    assert clip_loading.default_workers() == n
 
 
 @pytest.mark.parametrize("gpu", [True, False])

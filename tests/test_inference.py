@@ -17,13 +17,14 @@ from transformers import AutoModelForCausalLM, AutoProcessor, LogitsProcessor, T
 
 from affectgpt_r1 import inference
 from affectgpt_r1.cards import model_card
+from affectgpt_r1.checkpoint_code import AUTO_MAP
 from affectgpt_r1.configuration import paper_config, toy_config
 from affectgpt_r1.inference import (
     MAX_NEW_TOKENS, AffectGPT, Prediction, as_row, generate_replies, generation_config,
     label_probabilities, max_reply_tokens)
 from affectgpt_r1.modeling import MEDIA_KEYS, AffectGPTForConditionalGeneration
 from affectgpt_r1.parts import lora_config, make_toy_model
-from affectgpt_r1.processing import AUTO_MAP, AffectGPTProcessor, make_prompt
+from affectgpt_r1.processing import AffectGPTProcessor, make_prompt
 from affectgpt_r1.wheels import load_wheels
 
 

@@ -13,7 +13,7 @@ from conftest import ROOT
 from test_convert import save_parts, save_whisper
 from transformers import AutoModelForCausalLM, WhisperConfig, WhisperModel
 
-from affectgpt_r1 import demo, modeling, real_parts, stages
+from affectgpt_r1 import demo, encoders, real_parts, stages
 from affectgpt_r1.ablation import read_ablation
 from affectgpt_r1.cli import main
 from affectgpt_r1.features import encoder_fingerprint
@@ -40,13 +40,13 @@ def whisper():
 def test_frames_alone_are_what_the_encoder_computes(whisper, monkeypatch):
     "On a whole spectrogram nothing differs; on a short one only what lies behind it is left out"
     mel = torch.randn(3, 80, 200)
-    assert torch.equal(modeling._frames_alone(whisper, mel), whisper(mel).last_hidden_state)
+    assert torch.equal(encoders._frames_alone(whisper, mel), whisper(mel).last_hidden_state)
     short = mel[None, ..., :63]
     padded = segment_features(whisper, short)
     monkeypatch.setattr(whisper.config, "pad_segments", False, raising=False)
     alone = segment_features(whisper, short)
     assert alone.shape == padded.shape == (1, 3, 16) and not torch.allclose(alone, padded)
-    assert torch.equal(alone[0], modeling._frames_alone(whisper, short[0]).mean(1))
+    assert torch.equal(alone[0], encoders._frames_alone(whisper, short[0]).mean(1))
 
 
 @torch.no_grad()

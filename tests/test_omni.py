@@ -189,7 +189,7 @@ def test_the_same_without_torchvision(rows, texts):
 
 def test_long_sounds_are_cut_with_a_warning(rows, texts):
     _, processor = make_tiny_omni(texts, max_seconds=1.)
-    with pytest.warns(UserWarning, match="c5.mp4.*cut behind 1 s"): ask(processor, rows[5:])
+    with pytest.warns(UserWarning, match="c5.mp4.*cut after 1 s"): ask(processor, rows[5:])
     _, processor = make_tiny_omni(texts)
     with pytest.raises(ValueError, match="lasts 1 ms"):
         processor.read_clip(dict(video="", audio=np.zeros(16, np.float32), face=""))

@@ -368,7 +368,7 @@ def test_a_long_subtitle_is_cut_and_the_warning_names_the_clip(toy, human):
     parts = toy[1].image_processor, toy[1].feature_extractor, toy[1].tokenizer
     brief = AffectGPTProcessor(*parts, max_subtitle_tokens=4)
     chat = make_prompt({**human[0], "subtitle": "word " * 300})
-    with pytest.warns(UserWarning, match="and is cut behind 4") as caught:
+    with pytest.warns(UserWarning, match="and is cut after 4") as caught:
         text = brief.apply_chat_template(chat)
     assert human[0]["video"] in str(caught[0].message)
     subtitle = text.partition("Subtitle: ")[2].partition("\n")[0]
