@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .label_parts import read_labels
+from .label_parts import find_labels
 from .markup import normal_letters
 from .messages import shorten
 
@@ -63,7 +63,7 @@ def _written_labels(x):
     if isinstance(x, (list, tuple, set, frozenset)):
         labels = [normal_letters(label).strip() for label in check_strings(list(x))]
         return [label for label in labels if any(map(str.isalpha, label))]
-    return read_labels(x) if isinstance(x, str) else _refuse(x)
+    return find_labels(x) if isinstance(x, str) else _refuse(x)
 
 def _each_once(labels):
     "The labels in the order of their first mention"
