@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .fields import mark_fields, mark_reasons, read_fields
-from .markup import mark_scores, normal_letters, plain_text
+from .label_parts import find_labels
+from .markup import normal_letters
 from .messages import shorten
 
 # %% ../nbs/01_labels.ipynb #c006
@@ -55,90 +55,6 @@ def _parse_strict(x):
     parts = x.replace("'", ",").replace('"', ",").split(",")
     return [label for part in parts if (label := part.strip())]
 
-# %% ../nbs/01_labels.ipynb #c010
-_SEPARATORS = re.compile(
-    r"""[\[\]{}()<>"*#|/\\,;:&+~=%$^@!?\x00-\x1f\x7f]+   # never part of a label
-    |(?<!\w)'|'(?!\w)                 # quotes, but not the apostrophe inside a word
-    |(?<![.])[.]+(?=\s|,|$)            # the end of a sentence
-    |(?:^|(?<=\s))(?:\d+\s*[.)](?!\d)|-+(?=\s|$)) # numbering and bullets
-    |[ ](?:and|or|but|as\ well\ as|along\ with)(?=[ ])
-    """, re.VERBOSE)
-_CHINESE_AND = re.compile(
-    r"(?:以及|并且|而且|或者|还有|同时|(?<=[\u4e00-\u9fff]{2})(?:"
-    r"(?<![温缓随柔祥谦暖附])(?<!(?<!不)平)和(?![蔼谐睦煦])|(?<!参)与(?![众世])|或(?!许)"
-    r"|(?<![不顾涉普波危触提])及(?![时格其早])))(?=[\u4e00-\u9fff]{2})")
-_CHINESE_BOTH = re.compile(r"[他她]?既([\u4e00-\u9fff]{2,6}?)又(?=[\u4e00-\u9fff]{2})")
-_NO_LABEL = {"None", "NaN", "Null", "NULL", "N/A", "n/a", "No emotion", "no emotion",
-             "No emotions", "no emotions", "无"}   # but not `none`: a clean list must come back
-
-# %% ../nbs/01_labels.ipynb #8f1c2c78
-_WHO = r"(?:(?:the|this|that|main|our)\s+)*(?:\w+'s?|his|her|their|my|your|its)?\s*(?:\w+\s+)?"
-_SEEMS = (r"(?:is|are|am|was|were|feels?|seems?|looks?|appears?|sounds?"
-          r"|(?:might|may|must|could)\ (?:be|feel))")
-_MAYBE = (r"(?:most likely|likely|probably|possibly|perhaps|maybe|presumably|apparently|seemingly|"
-          r"clearly|obviously)")
-_TEMPLATE = re.compile(
-    rf"""^(?:
-      {_WHO}(?:emotions?|emotional\ states?|feelings?|moods?|states?|labels?|answers?)\s+
-       (?:is|are|was|were|includes?|seems?(?:\ to\ be)?|appears?\ to\ be
-       |can\ be\ described\ as|could\ be)
-     |{_WHO}(?:character|person|man|woman|boy|girl|speaker|individual|subject|protagonist)
-       \s+{_SEEMS}
-     |(?:he|she|they|i)\s+{_SEEMS}
-     |i'm|(?:he|she)'s|they're|it\ is|there\ is|it\ seems
-    )\s+(?:to\ be\s+|being\s+|feeling\s+)*""", re.VERBOSE)
-_LEAD = re.compile(rf"^(?:and|or|but|also|then|both|either|{_MAYBE}|feeling|feelings of|"
-                   r"a (?:sense|feeling|hint) of|(?:a )?(?:mix|mixture|combination) of|\d+)\s+")
-_TAIL = re.compile(
-    r"\s+(?:because|due to|owing to)\b.*|\s+(?:and|or)$|(?:因为|由于).+"
-    r"|(?<=[\u4e00-\u9fff]{2})(?<![平一])等(?:等|的?(?:复杂)?(?:情绪|情感|感受|心情|状态))*$")
-
-# %% ../nbs/01_labels.ipynb #c27668b2
-_OPENING = re.compile(   # Sure! Here are the emotions: …
-    r"^\W*(?:sure|okay|ok|yes|certainly|absolutely|alright|of course)(?: thing)?\s*[!.,:]+\s*"
-    r"(?=here(?:['’]s| is| are)\b|(?:below|based on|i(?:['’]d| would| see| think)"
-    r"|the (?:following|(?:emotion|label|word|feeling|answer|list)s?))\b[^\n:\[]*[:\n\[])",
-    re.IGNORECASE)
-
-# %% ../nbs/01_labels.ipynb #430709fb
-_CHINESE_TEMPLATE = re.compile(
-    r"""^(?:(?:[^\W\d_a-z]{0,8}的)?(?:主要)?(?:情绪|情感|心情|感受)(?:状态|标签)?(?:可能|应该|似乎)?
-       (?:是|为(?!难)|包括)
-     |(?:他们|她们|我们|[他她我]|人物|角色|主角|说话人|[男女](?:人|性|子|孩))(?:可能|应该|似乎|也|正)?
-       (?:感到|感觉到|显得|觉得|看起来|表现出|是)
-     |感到|(?:可能|应该|似乎|首先|其次|再次|最后|此外|另外)(?:也|还)?是)(?=[\u4e00-\u9fff])""",
-    re.VERBOSE)
-
-# %% ../nbs/01_labels.ipynb #c011
-_FILLERS = {"etc", "e.g", "eg", "i.e", "so on", "so forth", "among others", "and so on", "第一",
-            "第二", "第三", "第四", "第五"}   # behind or before a list, never in it
-
-def _clean_label(part):
-    "A part of an answer without template, leading word, numbering and stray punctuation"
-    label = " ".join(part.split()).strip(" .-_'")
-    while (shorter := _LEAD.sub("", _TEMPLATE.sub("", label))) != label:
-        label = shorter
-    if not label.isascii(): label = _CHINESE_TEMPLATE.sub("", label)
-    label = _TAIL.sub("", label).strip(" .-_'")
-    return "" if label in _FILLERS else label
-
-# %% ../nbs/01_labels.ipynb #72e12dc8
-def _read_parts(text):
-    "The labels of a text in which no colon has a meaning"
-    if not text.isascii(): text = _CHINESE_AND.sub(",", _CHINESE_BOTH.sub(r",\1,", text))
-    cleaned = map(_clean_label, _SEPARATORS.split(text.replace('"', " ")))
-    return [label for label in cleaned if any(map(str.isalpha, label))]
-
-def _read_text(text):
-    "The labels of a text, each as often as it is written"
-    text = _OPENING.sub("", text)
-    if text.strip(" .,[]'\"\n") in _NO_LABEL: return []
-    text = mark_reasons(mark_fields(mark_scores(plain_text(text))))
-    text = re.sub(r'"\s*"', ",", text) if '"' in text else text
-    text = normal_letters(text)
-    labels = read_fields(text, _read_parts) if ":" in text else _read_parts(text)
-    return [] if len(labels) == 1 and labels[0] in _NO_LABEL else labels
-
 # %% ../nbs/01_labels.ipynb #a78b0f58
 def _written_labels(x):
     "Each label as often as it is written"
@@ -147,7 +63,7 @@ def _written_labels(x):
     if isinstance(x, (list, tuple, set, frozenset)):
         labels = [normal_letters(label).strip() for label in check_strings(list(x))]
         return [label for label in labels if any(map(str.isalpha, label))]
-    return _read_text(x) if isinstance(x, str) else _refuse(x)
+    return find_labels(x) if isinstance(x, str) else _refuse(x)
 
 def _each_once(labels):
     "The labels in the order of their first mention"

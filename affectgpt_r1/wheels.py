@@ -6,7 +6,6 @@
 __all__ = ['BUILTIN_WHEELS', 'wheel_clusters', 'EmotionWheels', 'load_wheels']
 
 # %% ../nbs/02_wheels.ipynb #c003
-import hashlib
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import chain
@@ -19,6 +18,7 @@ from .labels import check_strings, parse_labels
 from .messages import shorten
 from .tables import split_words, word_lines
 from .wheel_files import PUBLISHED, check_published, read_wheel_files, wheel_words
+from .wheel_tables import IndexedWheels
 
 # %% ../nbs/02_wheels.ipynb #c007
 def _read_wheel(lines):
@@ -83,88 +83,8 @@ def _read_forms(lines, names):
             names_of.setdefault(form, []).append(name)
     return names_of
 
-# %% ../nbs/02_wheels.ipynb #c013
-class _Rows(dict):
-    "Form -> row of the compiled tables; the row of an unknown word is 0"
-    limit = 1_000_000   # a bound on memory: random text must not grow the table for ever
-    def __missing__(self, label):
-        if not isinstance(label, str):
-            kind = type(label).__name__
-            raise ValueError(f"a label must be a string, not {shorten(label)} ({kind})")
-        row = self.get(label.lower().strip(), 0)
-        if len(self) < self.limit: self[label] = row
-        return row
-
-# %% ../nbs/02_wheels.ipynb #c014
-def _number_choices(names, words_of, printed, alphabetical):
-    "Wheel words, by number, for each combination of names, first choice first; and each form's one"
-    number = {word: i for i, word in enumerate(printed)}
-    numbers = {name: [number[word] for word in words] for name, words in words_of.items()}
-    groups = {}   # combination of names -> its number
-    group = [groups.setdefault(tuple(some), len(groups)) for some in names]
-    choices = [list(dict.fromkeys(chain.from_iterable(numbers[name] for name in some)))
-               for some in groups]
-    if alphabetical: choices = list(map(sorted, choices))
-    return choices, np.array(group, np.intp)
-
-# %% ../nbs/02_wheels.ipynb #2dbd7129
-def _first_clusters(choices, clusters, printed):
-    "Number of the first cluster on each wheel [groups, wheels], -1 for none; the clusters' names"
-    sizes = np.array([len(words) for words in choices], np.intp)
-    row = np.repeat(np.arange(len(choices)), sizes)[::-1]
-    word = np.array(list(chain.from_iterable(choices)), np.intp)[::-1]
-    table, sectors = np.full((len(choices), len(clusters)), -1, np.int16), []
-    for k, cluster_of in enumerate(clusters):
-        names = sorted(set(cluster_of.values()))
-        number = {cluster: i for i, cluster in enumerate(names)}
-        cluster = np.array([number.get(cluster_of.get(w), -1) for w in printed])[word]
-        table[row[cluster >= 0], k] = cluster[cluster >= 0]
-        sectors.append(names)
-    return table, sectors
-
-# %% ../nbs/02_wheels.ipynb #c015
-def _pack(table, n_bits):
-    "Cluster numbers (-1: none) as bit masks in the smallest integers, padded to 64-bit words"
-    if n_bits > 64:
-        raise ValueError(f"a wheel has {n_bits} clusters at one level; at most 64 can be compiled")
-    types = (np.uint8, np.uint16, np.uint32, np.uint64)
-    dtype = next(t for t in types if n_bits <= 8*np.dtype(t).itemsize)
-    n_wheels, per_word = table.shape[1], 8 // np.dtype(dtype).itemsize
-    masks = np.zeros((len(table), -(-n_wheels // per_word) * per_word), dtype)
-    bits = np.left_shift(np.uint64(1), np.maximum(table, 0).astype(np.uint64))
-    masks[:, :n_wheels] = np.where(table < 0, 0, bits)
-    return masks
-
-# %% ../nbs/02_wheels.ipynb #dd36850a
-def _compile(names, words_of, clusters, alphabetical):
-    "By level: numbers of the clusters [forms + 1, wheels], the clusters' names, and bit masks"
-    printed = sorted(set().union(*(one for one, _ in clusters)))
-    choices, group = _number_choices(names, words_of, printed, alphabetical)
-    unknown = np.full((1, len(clusters)), -1, np.int16)
-    tables, sectors, masks = {}, {}, {}
-    for level, cluster_of in enumerate(zip(*clusters), 1):
-        table, sectors[level] = _first_clusters(choices, cluster_of, printed)
-        tables[level] = np.vstack([unknown, table[group]])
-        masks[level] = _pack(tables[level], max(map(len, sectors[level])))
-    return tables, sectors, masks
-
-# %% ../nbs/02_wheels.ipynb #c017
-def _in_order(choices, alphabetical):
-    "Key -> its choices as a list, first choice first"
-    return {key: sorted(xs) if alphabetical else list(xs) for key, xs in choices.items()}
-
-def _hash_tables(wheels):
-    "sha256 over the compiled tables"
-    names = (wheels.vocabulary, wheels.first_names, wheels.first_words,
-             *wheels._sectors[1], *wheels._sectors[2])
-    text = "\n".join("\t".join(map(str, some)) for some in names)
-    found = hashlib.sha256(text.encode())
-    for level in (1, 2):
-        found.update(wheels._table[level].astype("<i2").tobytes())
-    return found.hexdigest()
-
-# %% ../nbs/02_wheels.ipynb #ac42e536
-class _CompiledWheels:
+# %% ../nbs/02_wheels.ipynb #aa283fda
+class _EmotionWheels(IndexedWheels):
     def __init__(
         self,
         version: str,      # Name of the tables
@@ -174,58 +94,16 @@ class _CompiledWheels:
         alphabetical: bool = False,     # Does the alphabet decide what comes first?
         clusters: list | None = None,   # (level 1, level 2) maps of each wheel, if not from `trees`
     ):
-        words_of, names_of = _in_order(words_of, alphabetical), _in_order(names_of, alphabetical)
-        self.version, self.trees, self.names = version, trees, list(trees)
-        self.n_forms, self.n_names, self.vocabulary = len(names_of), len(words_of), sorted(names_of)
-        self._row = _Rows(zip(self.vocabulary, range(1, self.n_forms + 1)))
-        names = [names_of[form] for form in self.vocabulary]
-        self.first_names = [None, *(some[0] for some in names)]
-        self.first_words = [None, *(next(iter(words_of[some[0]]), None) for some in names)]
         clusters = clusters or [wheel_clusters(tree) for tree in trees.values()]
-        self._table, self._sectors, self._codes = _compile(names, words_of, clusters, alphabetical)
-        self.fingerprint = _hash_tables(self)
-
-# %% ../nbs/02_wheels.ipynb #82f320ba
-def _check_level(level: int) -> int:
-    "`level`, if a wheel has it"
-    if level not in (1, 2):
-        raise ValueError(f"level is {level!r}; a wheel has levels 1 and 2")
-    return int(level)
-
-def _wheel_index(names, wheel):
-    "Index of a wheel that is given by its number, counted from 1, or by its name"
-    if wheel in names: return names.index(wheel)
-    if isinstance(wheel, (int, np.integer)) and 1 <= wheel <= len(names): return int(wheel) - 1
-    raise ValueError(f"no wheel {wheel!r}; there are 1 to {len(names)}: {', '.join(names)}")
-
-# %% ../nbs/02_wheels.ipynb #02e01492
-class _IndexedWheels(_CompiledWheels):
-    check_level = staticmethod(_check_level)
-
-    def __repr__(self):
-        return (f"EmotionWheels({self.version!r}: {len(self.names)} wheels "
-                f"({', '.join(self.names)}), {self.n_names:,} words, {self.n_forms:,} forms, "
-                f"fingerprint {self.fingerprint[:12]})")
-
-    def sectors(self, wheel: int | str, level: int = 1) -> list[str]:
-        "Names of a wheel's clusters; bit k of a mask stands for the k-th"
-        return self._sectors[_check_level(level)][_wheel_index(self.names, wheel)]
-
-    def codes(self, level: int = 1) -> np.ndarray:
-        "Bit masks of all forms: [forms + 1, wheels], padded to 64-bit words"
-        return self._codes[_check_level(level)]
-
-    def rows(self, labels: Iterable[str], n: int = -1) -> np.ndarray:
-        "Row of each label in the tables, 0 for an unknown one; `n`: how many labels, if known"
-        return np.fromiter(map(self._row.__getitem__, labels), np.intp, n)
+        super().__init__(version, trees, words_of, names_of, clusters, alphabetical)
 
 # %% ../nbs/02_wheels.ipynb #c0a3422e
-class EmotionWheels(_IndexedWheels):
+class EmotionWheels(_EmotionWheels):
     "Emotion wheels, compiled once to integer lookups"
     def cluster(self, word: str, wheel: int | str = 1, level: int = 1) -> str | None:
         "Cluster of `word`, or None where the wheel drops it"
-        table = self._table[_check_level(level)]
-        k = table[self._row[word], _wheel_index(self.names, wheel)]
+        table = self._table[self.check_level(level)]
+        k = table[self._row[word], self.wheel_index(self.names, wheel)]
         return None if k < 0 else self.sectors(wheel, level)[k]
 
     def encode(self, labels: str | list[str], level: int = 1) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from affectgpt_r1 import ew_sums
 from affectgpt_r1 import metrics as M
 from affectgpt_r1.metrics import (
     EWScore, ew_difference, ew_interval, ew_rewards, ew_score, hit_rate, mer2025_score, ovmer_score,
@@ -111,7 +112,7 @@ def test_blocks_add_up_or_not_at_all(monkeypatch):
     gold = [["happy"], ["sad"], ["angry", "neutral"]]*5
     pred = [["glad"], ["angry"], ["zork", "mad"]]*5
     whole = ew_score(gold, pred)
-    monkeypatch.setattr(M, "_BLOCK_CLIPS", 4)
+    monkeypatch.setattr(ew_sums, "_BLOCK_CLIPS", 4)
     score = EWScore().update(gold, pred)
     assert score.compute().to_dict() == whole.to_dict()
     with pytest.raises(ValueError, match="clip 14"): score.update(gold, pred[:-1] + [[7]])

@@ -25,10 +25,10 @@ from tools.structure import graph, levels, modules, n_lines, notebooks, own_impo
 PACKAGE = ROOT / "affectgpt_r1"
 MODULES = modules()
 LIGHT = [
-    "messages", "processes", "labels", "markup", "fields", "tables", "wheel_files", "wheels",
-    "scoring", "metrics", "unibench", "terminal", "intervals", "score_inputs", "score_report",
-    "submissions", "benchmark_clips", "mentions", "alarms", "more_rewards", "reward_recipes",
-    "rewards", "engines", "harnesses"]
+    "messages", "processes", "labels", "label_parts", "markup", "fields", "tables", "wheel_files",
+    "wheel_tables", "wheels", "scoring", "ew_sums", "benchmark_scores", "metrics", "unibench",
+    "terminal", "intervals", "score_inputs", "score_report", "submissions", "benchmark_clips",
+    "mentions", "alarms", "more_rewards", "reward_recipes", "rewards", "engines", "harnesses"]
 MOST_LINES = 420
 MOST_CELL_LINES = 20
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from affectgpt_r1 import wheel_tables
 from affectgpt_r1 import wheels as W
 from affectgpt_r1.wheel_files import read_wheel_files
 from affectgpt_r1.wheels import EmotionWheels, load_wheels, wheel_clusters
@@ -134,7 +135,7 @@ def test_the_rules_of_the_authors():
 
 
 def test_unknown_words_do_not_grow_the_table_for_ever():
-    x = W._Rows(happy=1)
+    x = wheel_tables._Rows(happy=1)
     x.limit = 3
     for i in range(50):
         assert x[f"word{i}"] == 0
