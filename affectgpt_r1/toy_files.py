@@ -25,7 +25,7 @@ from .toy_voices import synth_voice
 from .toy_words import draw_words
 
 # %% ../nbs/machinery/toy_files.ipynb #1cd9ec7f
-from .media import write_video
+from .videos import write_video
 
 # %% ../nbs/machinery/toy_files.ipynb #630fd9dc
 def write_csv(

@@ -25,6 +25,7 @@ from affectgpt_r1.oracle import (
     CHANNEL_SETS, CHANNELS, Oracle, best_answer, channel_set_name, oracle_scores, read_channel,
     state_prior)
 from affectgpt_r1.toy import load_states, make_toy_corpus
+from affectgpt_r1.toy_corpus import claim_folder
 from affectgpt_r1.toy_benchmark import (
     CLASS_COUNTS, EMOTION_OF, TOY_SETS, VALENCE, benchmark_folder, draw_classes)
 from affectgpt_r1.unibench import UNIBENCH
@@ -122,7 +123,7 @@ def test_a_torn_corpus_json_is_named(tmp_path):
 def test_killed_before_the_card(tmp_path):
     "A corpus.json that was being written does not make the folder another's"
     (tmp_path/".4711-corpus.json").write_text("{")
-    toy._claim_folder(tmp_path, "few", seed=0)
+    claim_folder(tmp_path, dict(preset="few", seed=0, recipe=toy.CORPUS_VERSION))
     card = json.loads((tmp_path/"corpus.json").read_text())
     assert (card["preset"], card["seed"], card["recipe"]) == ("few", 0, toy.CORPUS_VERSION)
 
