@@ -24,6 +24,7 @@ from .endpoints import ReplyCache
 from .fingerprints import file_hash
 from .media import read_audio, read_faces, read_video
 from .messages import list_some, printable
+from .readings import check_known
 from .unibench import UNIBENCH
 
 # %% ../nbs/machinery/splits.ipynb #c023
@@ -55,11 +56,6 @@ def _all_faults(dataset, progress, checked):
         return [fault for of_clip in found for fault in of_clip]
 
 # %% ../nbs/machinery/splits.ipynb #a63dc9ee
-def _check_choice(name, choice, known):
-    "Raises ValueError if `choice` is none of `known`"
-    if choice not in known:
-        raise ValueError(f"{name} {choice!r} is unknown, take one of {', '.join(known)}")
-
 def _fault_report(faults, cure=""):
     "The first ten faults, and how many more"
     files = "1 file" if len(faults) == 1 else f"{len(faults)} files"
@@ -91,7 +87,7 @@ def check_media(
     checked: str | Path | None = None,  # JSONL file of the files that were found to be sound
 ) -> datasets.Dataset:          # The rows, all of whose files can be decoded
     "Decode every file; raise one error that names the faulty ones, or leave them out and warn"
-    _check_choice("faulty", faulty, ("error", "drop", "mask"))
+    check_known("faulty", faulty, ("error", "drop", "mask"))
     faults = _all_faults(dataset, progress, checked)
     if not faults: return dataset
     if faulty == "error":
@@ -300,8 +296,8 @@ def load_splits(
     report: bool = True,               # Print a line for each split
 ) -> datasets.DatasetDict:             # The splits that were asked for, by name
     "Load, check and report splits; one error names everything that is wrong"
-    _check_choice("missing", missing, ("error", "drop", "mask"))
-    _check_choice("leakage", leakage, ("error", "drop"))
+    check_known("missing", missing, ("error", "drop", "mask"))
+    check_known("leakage", leakage, ("error", "drop"))
     loading = _Loading(missing, leakage)
     _load_all(loading, dict(caption=caption, human=human, test=test))
     _check_files(loading, progress, checked)
