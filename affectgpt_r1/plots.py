@@ -112,23 +112,34 @@ def training_curves(
     log: Sequence[Mapping],       # trl's log history: dicts with "step"
     window: int | None = None,    # Steps in the running mean; a tenth of the run by default
     color: str = COLORS["grpo"],  # Of the curves
-) -> np.ndarray:                  # Axes, [3, 3]
-    "The course of a GRPO run in nine panels"
-    _, axes = plt.subplots(3, 3, figsize=(9, 6.6), sharex=True, layout="constrained")
-    for ax, (key, title, unit, limits) in zip(axes.flat, PANELS):
-        points = [(r["step"], r[key]) for r in log if r.get(key) is not None]
+) -> list[Axes]:                  # One for each quantity of `PANELS` that was logged
+    "The course of a GRPO run, three panels in a row"
+    points = {p: [(r["step"], r[p[0]]) for r in log if r.get(p[0]) is not None] for p in PANELS}
+    points = {p: found for p, found in points.items() if found}
+    axes = _grid(len(points))
+    for ax, ((_, title, unit, limits), found) in zip(axes, points.items()):
         ax.set(title=title, ylabel=unit)
-        _curve(ax, points, window, color)
-        if points: ax.set_ylim(*limits)   # after drawing: a free end is where the data end
-    for ax in axes[-1]: ax.set_xlabel("optimiser step")
+        _curve(ax, found, window, color)
+        ax.set_ylim(*limits)   # after drawing: a free end is where the data end
     return axes
 
 # %% ../nbs/13_plots.ipynb #700c81b3
+def _grid(n):
+    "Axes for `n` panels, three in a row; the last one of each column has the steps"
+    if not n: raise ValueError("the log holds no quantity that has a panel")
+    n_rows = -(-n // 3)
+    figure, axes = plt.subplots(n_rows, 3, figsize=(9, 2.2 * n_rows), sharex=True, squeeze=False,
+                                layout="constrained")
+    for ax in axes.flat[n:]: figure.delaxes(ax)
+    kept = list(axes.flat[:n])
+    for ax in kept[-3:]:
+        ax.set_xlabel("optimiser step")
+        ax.tick_params(labelbottom=True)
+    return kept
+
+# %% ../nbs/13_plots.ipynb #857fe744
 def _curve(ax, points, window, color):
     "One quantity of a log and its running mean"
-    if not points:
-        ax.text(.5, .5, "not logged", transform=ax.transAxes, ha="center", color=COLORS["baseline"])
-        return
     steps, values = zip(*points)
     ax.plot(steps, values, color=color, alpha=.3, lw=1)
     if len(points) < 20: ax.plot(steps, values, "o", color=color, ms=4)
