@@ -20,7 +20,8 @@ from affectgpt_r1.checkpoints import load_stage, merge_stage, save_stage, save_s
 from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.demo import cold_started_toy
 from affectgpt_r1.fingerprints import model_state
-from affectgpt_r1.grpo import _check_clips, read_completions, train_grpo
+from affectgpt_r1.grpo import read_completions, train_grpo
+from affectgpt_r1.grpo_runs import _check_clips
 from affectgpt_r1.modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from affectgpt_r1.parts import remember_source, source_hash
 from affectgpt_r1.processing import make_prompt
