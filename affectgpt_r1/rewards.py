@@ -147,7 +147,7 @@ REWARD_RECIPES = {recipe.name: recipe for recipe in (
     RewardRecipe("dual", (("dual", 1.0),), "the paper's ablation: 64.98", modes=("think",)),
     RewardRecipe("all-five", _ALL, "the paper's ablation: 59.53", modes=("think",)),
     RewardRecipe("precision+recall", _TWO, "as MER-R1", penalties=(None, "p1", "p2", "p3", "p3+1"),
-                 trl={"multi_objective_aggregation": "normalize_then_sum"}),
+                 trl={"multi_objective_aggregation": "normalize_then_sum"}),   # each by its group
     RewardRecipe("graded", (("graded", 1.0), ("format", 0.2)), "ours"),
 )}
 

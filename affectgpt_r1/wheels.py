@@ -39,7 +39,7 @@ def wheel_clusters(
     "Maps from each word of a wheel to its cluster, at level 1 and at level 2"
     one, two = {}, {}
     for sector, parts in tree.items():
-        one[sector], two[sector] = sector, min(parts)
+        one[sector], two[sector] = sector, min(parts)   # the first in the alphabet: see below
         for part, leaves in parts.items():
             for word in (part, *leaves):
                 one[word], two[word] = sector, part
