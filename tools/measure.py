@@ -18,7 +18,7 @@ WORDS, LINES = 180, 14  # that someone who studies reads in a minute
 WIDTH = 100  # characters of a line
 UNSEEN = {"hide", "export", "exporti", "default_exp"}
 ASSERTS = re.compile(r"\b(assert|assert_\w+|test_eq|test_ne|test_close|test_fail|expect_fail)\b")
-EXAMPLE = re.compile(r"\bfor example\b|\be\.g\.", re.I)
+EXAMPLE = re.compile(r"\bfor\s+example\b|\be\.g\.", re.I)
 
 
 def is_hidden(cell):
