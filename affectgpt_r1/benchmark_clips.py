@@ -48,7 +48,7 @@ class CheckedSet(ScoreResult):
     why: str        # Where that count comes from
     scored: int     # Clips that are neither neutral nor 0
     there: dict     # What -> how many clips have it: video, audio, faces, subtitles
-    missing: dict   # What -> clips that do not
+    missing: dict   # What -> clips that lack it
     other: int      # Video files of no clip
     shared: dict    # Training file -> clips that are in it, too
 

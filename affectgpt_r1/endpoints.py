@@ -35,7 +35,7 @@ class NothingReadError(ValueError):
     "None of the first replies could be used"
 
 class _TryAgain(Exception):
-    "An attempt failed in a way that another attempt may mend"
+    "An attempt failed, and another one may succeed"
 
 # %% ../nbs/machinery/endpoints.ipynb #6ec28e76
 def _is_of_the_web(url) -> bool:
