@@ -168,7 +168,7 @@ def log_curves(
     log: pd.DataFrame,   # trl's log
     names: dict,         # Column of the result -> name in the log
 ) -> pd.DataFrame:       # step and `names`, a few steps to a line
-    "The course of a run"
+    "The curves of a run, as means over a few steps"
     table = log.rename(columns={v: k for k, v in names.items()})[["step", *names]].dropna()
     return table.groupby((table["step"] - 1) // _STEPS_PER_LINE).mean()
 
