@@ -48,7 +48,7 @@ class CheckedSet(ScoreResult):
     why: str        # Where that count comes from
     scored: int     # Clips that are neither neutral nor 0
     there: dict     # What -> how many clips have it: video, audio, faces, subtitles
-    missing: dict   # What -> clips that do not
+    missing: dict   # What -> clips that lack it
     other: int      # Video files of no clip
     shared: dict    # Training file -> clips that are in it, too
 
@@ -111,7 +111,7 @@ def check_unibench(
     root: str | Path,                 # Folder that holds `meld-process` and the others
     training: list[str | Path] = (),  # Label files with a column `name`, of training clips
 ) -> list[CheckedSet]:                # Of the sets whose label file is there
-    "Which clips of MER-UniBench are there; raises an error where a label file is broken or none is"
+    "Which clips of MER-UniBench are there; raises an error for a broken label file, or for none"
     if not Path(root).is_dir(): raise FileNotFoundError(f"{root}: no such folder")
     known = {str(file): {_stem(name).casefold() for name in read_csv(file, []).index}
              for file in training}
@@ -138,7 +138,7 @@ def _set_faults(s):
 def unibench_faults(
     sets: list[CheckedSet],   # From `check_unibench`
 ) -> list[str]:
-    "What is not as it should be in the sets that are there"
+    "What is wrong with the sets that are there"
     return [fault for s in sets for fault in _set_faults(s)]
 
 # %% ../nbs/machinery/benchmark_clips.ipynb #a3ddf711

@@ -149,8 +149,8 @@ class MER2025Result(ScoreResult):
 
 # %% ../nbs/machinery/benchmark_scores.ipynb #a8435d64
 def mer2025_score(
-    gold: Answers,            # F where nothing is hit: "zero" or "nan"
-    pred: Answers,            # F where nothing is hit: "zero" or "nan"
+    gold: Answers,            # As in `ew_score`
+    pred: Answers,            # As in `ew_score`
     wheels: EmotionWheels | None = None,  # From `load_wheels`; the built-in ones by default
     undefined: str = "zero",  # F where nothing is hit: "zero" or "nan"
 ) -> MER2025Result:

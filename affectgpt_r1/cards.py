@@ -63,12 +63,12 @@ AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
 
 # %% ../nbs/machinery/cards.ipynb #16d2b1b3
 def _inline(text):
-    "A name for the text of a card: one line, without the signs of Markdown and HTML"
+    "A name for the text of a card: one line, without what Markdown and HTML would read"
     return " ".join(html.escape(re.sub(r"[`|*\[\]\\{}]", "", str(text))).split())
 
 
 def _layers(config):
-    "Layers of a part; encoders of Qwen-Omni call them otherwise"
+    "Layers of a part; encoders of Qwen-Omni have other names for it"
     names = ("num_hidden_layers", "depth", "encoder_layers")
     return next(getattr(config, name) for name in names if hasattr(config, name))
 

@@ -48,7 +48,7 @@ def _typed(value):
     return [_typed(v) for v in value] if isinstance(value, list) else read_value(value)
 
 def _as_text(value):
-    "The value of a setting in a YAML file as it would be typed; of a list, its type says more"
+    "The value of a setting in a YAML file as it would be typed; texts in a list stay texts"
     if isinstance(value, str): return value
     if isinstance(value, dict): return json.dumps(_typed(value))
     return json.dumps([v if isinstance(v, str) else _typed(v) for v in value])

@@ -171,7 +171,7 @@ def check_decoder(
     text: PreTrainedModel,                 # A causal language model
     model: PreTrainedModel | None = None,  # The whole model with this decoder in it
 ) -> None:
-    "Raises ValueError where a causal language model can't be the decoder, or is another one inside"
+    "Raises ValueError for a model that can't be the decoder, or gives other logits inside `model`"
     name, why = type(text).__name__, _lacks(text)
     places = model.config.placeholder_ids if model is not None else []
     ids = torch.tensor([[i for i in range(12) if i not in places]], device=text.device)

@@ -100,7 +100,7 @@ def laptop_folder() -> Path | None:
 def default_model(
     name: str = "",   # "laptop", "toy", or the folder of a checkpoint
 ) -> AffectGPT:
-    "A model to be asked; by default that of the laptop where it was trained, else the toy"
+    "A model to ask: by default the laptop's if it was trained here, else the toy"
     found = laptop_folder() if name in ("", "laptop") else None
     if name == "laptop" and not found:
         raise FileNotFoundError("the laptop model was not trained here yet: run `make laptop`")

@@ -35,7 +35,7 @@ class NothingReadError(ValueError):
     "None of the first replies could be used"
 
 class _TryAgain(Exception):
-    "An attempt failed in a way that another attempt may mend"
+    "An attempt failed, and another one may succeed"
 
 # %% ../nbs/machinery/endpoints.ipynb #6ec28e76
 def _is_of_the_web(url) -> bool:
@@ -199,12 +199,12 @@ class _Endpoint:
     url: str                         # Up to the version: "http://localhost:8000/v1"
     model: str                       # Name of the model there
     key: str = field(default="", repr=False)  # Sent as a bearer token
-    timeout: float = 60              # Seconds to wait for a reply, and of the rest after failures
+    timeout: float = 60              # Seconds to wait for a reply, and to rest after a failure
     retries: int = 3                 # Attempts for each question
     pause: float = 1                 # Seconds before the second attempt; doubled after each
     temperature: float | None = 0    # Of the sampling; None: whatever the server does
     extra_body: dict | None = None   # Further fields of the question, as the server names them
-    complete: re.Pattern | None = None  # A reply that was cut counts where this ends it
+    complete: re.Pattern | None = None  # A reply that was cut counts if this matches its end
 
     def __post_init__(self):
         self.url, self.resting_until, self.problem = _check_url(self.url), 0., ""
@@ -314,7 +314,7 @@ class ReplyCache(_Kept):
     "Replies by key, in memory and on disk; threads and processes may use it at once"
     def recall(
         self,
-        key: str,                   # Of all that decides the reply
+        key: str,                   # Made of all that decides the reply
         ask: Callable[[], Any],     # f() -> the reply; None: not understood
         is_good: Callable = lambda kept: True,   # f(kept) -> is it a reply that was understood?
     ) -> Any:
