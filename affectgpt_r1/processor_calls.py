@@ -61,7 +61,7 @@ class _Encoder(_Tokens):
 class _Call(_Encoder):
     def __call__(
         self,
-        images: None = None,            # The other processors' first argument; not for this model
+        images: None = None,            # First argument of other processors; not for this model
         text: str | list[str] | None = None,  # One prompt or several, with places for the clips
         videos=None,  # For each clip a path or uint8 [frames, height, width, 3]; None without
         audio=None,   # For each clip a path or a waveform at 16 kHz; None without

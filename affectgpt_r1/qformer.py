@@ -28,14 +28,14 @@ class QFormerPool(nn.Module):
         self.width = qformer.hidden_size
         self.place = nn.Embedding(positions, dim)
         self.question = nn.Parameter(torch.zeros(1, 1, self.width))
-        # flash attention knows no 32 bits
+        # flash attention does not support 32 bits
         self.qformer = Blip2QFormerModel._from_config(qformer, attn_implementation="sdpa")
 
     def forward(self, x, mask=None): return _read_series(self, x, mask)
 
 # %% ../nbs/machinery/qformer.ipynb #031f24f2
 def _read_series(pool, x, mask):
-    "What the question of `pool` reads; raises ValueError where a series is too long"
+    "The series, pooled by the query of `pool`; raises ValueError if it is too long"
     if x.shape[1] > (most := pool.place.num_embeddings):
         raise ValueError(f"a clip has {x.shape[1]} frames or segments here, and this Q-Former "
                          f"has {most} positions; take fewer, or another fusion")

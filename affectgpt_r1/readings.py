@@ -48,7 +48,7 @@ class FolderReading:
 def raise_problems(
     reading: FolderReading,  # With all that was found
 ) -> None:
-    "Raise one error for all problems of a reading"
+    "Raise one error that lists all problems of a reading"
     if not reading.problems: return
     listed = "\n".join(f"- {problem}" for problem in reading.problems)
     raise ValueError(f"{reading.root}: cannot be read as {reading.what}\n{listed}")
@@ -74,7 +74,7 @@ def check_known(
 
 # %% ../nbs/machinery/readings.ipynb #d013
 def _clip_names(reading, names):
-    "The clips that rows are about: a name without the ending of a file, unless a file has it whole"
+    "The clip of each row: a name without its suffix, unless a file has the whole name"
     folders = (reading.root/folder for folder in (reading.video, reading.audio))
     files = (file for folder in folders for file in folder.glob("*"))
     stems = {clean_name(file.stem) for file in files

@@ -54,7 +54,7 @@ def make_parts(
     shape: str = "tiny",                    # A key of `SHAPES`
     dtype: torch.dtype = torch.bfloat16,    # Of the weights
 ) -> dict[str, str]:                        # Arguments of `load_parts`
-    "A decoder and two towers with random weights, each in a folder as trained ones would be"
+    "A decoder and two encoders with random weights, in folders like those of trained ones"
     torch.manual_seed(0)
     text, vision, audio = (deepcopy(config) for config in SHAPES[shape])
     places = {name: Path(folder) / name for name in ("decoder", "vision", "audio")}
@@ -69,7 +69,7 @@ def make_parts(
 
 # %% ../nbs/machinery/rehearsal.ipynb #46565c99
 def _plain_tokenizer(texts):
-    "A byte-level BPE tokenizer as it comes with a chat model"
+    "A byte-level BPE tokenizer like that of a chat model"
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -191,7 +191,7 @@ def rehearse(
     run: str | Path,          # Folder of the run
     shape: str = "tiny",      # A key of `SHAPES`
 ) -> pd.DataFrame:            # stage, seconds, gib, gpu_gib, checked
-    "Walk the whole path with random weights of a shape, each stage in a process of its own"
+    "Run all stages with random weights of a shape, each stage in a process of its own"
     if shape not in SHAPES:
         raise ValueError(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
     run, rows = Path(run), []

@@ -91,7 +91,7 @@ def _check_end(choice, message, complete):
 # %% ../nbs/machinery/replies.ipynb #7c31141f
 def read_completion(
     body: Any,   # A chat completion: what a server sent, parsed from JSON
-    complete: re.Pattern | None = None,  # A reply that was cut counts where this ends it
+    complete: re.Pattern | None = None,  # A cut reply counts if this matches its end
 ) -> str:
     "The text of the reply; raises UnreadReplyError where there is none"
     try:
@@ -325,7 +325,7 @@ def _known_labels(labels: list[str]) -> list[str]:
 
 # %% ../nbs/machinery/replies.ipynb #0d8f470b
 def _clean_reply(answer: str) -> str:
-    "A reply in plain letters, without fences, headings, asides and what a model adds unasked"
+    "A reply in plain letters, without code fences, headings, asides and added examples"
     text = unicodedata.normalize("NFKC", answer).replace("【", "[").replace("】", "]")
     text = re.sub(r"\\text(?:bf|it|rm)?\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"```\w*|\[\s*\d[\d\s,]*\]", "", text)   # fences; numbers of footnotes

@@ -78,7 +78,7 @@ def _read_npz(path):
 # %% ../nbs/machinery/score_inputs.ipynb #ed50f0e4
 @lru_cache(maxsize=1)
 def _stdin_bytes():
-    "What comes through the pipe, which can be read only once"
+    "The bytes of standard input, which can be read only once"
     return sys.stdin.buffer.read()
 
 def _one_csv(path, z):

@@ -122,7 +122,7 @@ def _as_list(answer, side, name):
 
 
 def _all_lists(answers, side, names):
-    "The labels of all answers; a list, the usual case, is not looked at"
+    "The labels of all answers; a list, the usual case, is taken as it is"
     pairs = zip(names, answers)
     return [x if type(x) is list else _as_list(x, side, name) for name, x in pairs]
 
@@ -225,7 +225,7 @@ def set_sums(
 
 # %% ../nbs/machinery/scoring.ipynb #c020
 def check_undefined(
-    undefined: str,  # What a share of nothing is to be
+    undefined: str,  # The value of a / 0
 ) -> None:
     "Raise ValueError where `undefined` is neither 'zero' nor 'nan'"
     if undefined not in ("zero", "nan"):
@@ -233,8 +233,8 @@ def check_undefined(
 
 
 def divide(
-    a: np.ndarray,    # Numbers above the line
-    b: np.ndarray,    # Numbers below the line
+    a: np.ndarray,    # Numerators
+    b: np.ndarray,    # Denominators
     undefined: str,   # What a / 0 is: "zero" or "nan"
 ) -> np.ndarray:
     "a / b, with a defined value where b is 0"

@@ -166,7 +166,7 @@ def read_settings(
 # %% ../nbs/machinery/settings.ipynb #1e3391f0
 def function_settings(
     function: Callable,   # Any function, its parameters annotated
-    *taken: str,          # Parameters that somebody else sets
+    *taken: str,          # Parameters to leave out, because the caller sets them
 ) -> dict[str, Any]:      # Name -> type hint
     "The parameters of a function that have a default"
     parameters = inspect.signature(function).parameters.values()

@@ -136,7 +136,7 @@ def shared_clips(
     a: datasets.Dataset | Mapping,  # Rows with `name`, `video` and `audio`
     b: datasets.Dataset | Mapping,  # The same of another split
 ) -> pd.DataFrame:                  # One row per pair: names in `a` and `b`, and what is the same
-    "What two splits have in common, by name and by content"
+    "The clips that two splits have in common, by name and by content"
     names_a, names_b = list(a["name"]), list(b["name"])
     found = {(name, name, "name") for name in set(names_a) & set(names_b)}
     for column in ("video", "audio"):
@@ -174,7 +174,7 @@ def parse_source(
 _LOADERS = dict(MER2025=load_mer2025, MER2026=load_mer2026)
 
 def _corpus_of(folder, track):
-    "MER2025 or MER2026: of which there are more files; the later one where there are as many"
+    "MER2025 or MER2026: the one with more files here, or the later one if both have as many"
     def n_files(corpus):
         files = {f for t in TRACKS[corpus].values() for f in (t.label_file, t.reason_file) if f}
         return sum((Path(folder)/file).is_file() for file in files)

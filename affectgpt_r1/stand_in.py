@@ -21,7 +21,7 @@ class StandIn(torch.nn.Module):
     device = "cpu"
     def __init__(
         self,
-        bias: float = 0.,  # Added to the score of "happy", in nats
+        bias: float = 0.,  # Added to the logit of "happy"
     ):
         super().__init__()
         self.generation_config = GenerationConfig(max_new_tokens=8)
@@ -37,7 +37,7 @@ class StandIn(torch.nn.Module):
 
 # %% ../nbs/machinery/stand_in.ipynb #5d9337dc
 def _replies(scores, longest):
-    "The tokens of each reply, cut at the longest length"
+    "The tokens of each reply, at most `longest` of them"
     tail = torch.tensor([3, 1, 0, 0])
     heads = [torch.tensor([2, 4, 6, 7] if i == 4 else [2, 5]) for i in scores.argmax(1)]
     return torch.stack([torch.cat([head, tail])[:6] for head in heads])[:, :longest]
@@ -70,6 +70,6 @@ def stand_in_chat(
     row: dict,        # One of `stand_in_rows`
     mode: str,        # Not used: it has one way to answer
 ) -> list[dict[str, Any]]:
-    "The question to a clip"
+    "The chat for a clip"
     clip = {"type": "video", "video": row["video"], "audio": row["audio"]}
     return [{"role": "user", "content": [clip]}]
