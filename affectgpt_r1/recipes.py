@@ -171,7 +171,7 @@ TRAINING_RECIPES = {   # (name, stage) -> recipe
 
 
 def training_recipe(
-    name: str,    # "toy", "laptop", "small", "paper" or "paper_think"
+    name: str,    # Of a recipe, such as "toy" or "paper"
     stage: str,   # "sft" or "grpo"
 ) -> TrainingRecipe:
     "A recipe by name; raises ValueError where there is none"
@@ -247,7 +247,7 @@ def _refuse_without_effect(stage, changes):
 # %% ../nbs/machinery/recipes.ipynb #644cde91
 def read_changes(
     stage: str,                # "sft" or "grpo"
-    changes: dict[str, Any],   # Settings that differ from a recipe, or texts of them
+    changes: dict[str, Any],   # Settings that differ from a recipe, perhaps as texts
 ) -> dict[str, Any]:
     "Settings of a stage by their types; raises ValueError for a name or a value that does nothing"
     _refuse_without_effect(stage, changes)
