@@ -236,7 +236,7 @@ class Prediction:
     answer: str                            # The text of the answer
     labels: list[str]                      # Its words
     probabilities: dict[str, float | None] # Of each word, see `label_probabilities`
-    sectors: pd.DataFrame                  # Where each word lies on each wheel
+    sectors: pd.DataFrame                  # Where each word is on each wheel
     used: dict[str, bool]                  # video, audio, subtitle: was it there?
 
     def to_dict(self) -> dict:
