@@ -102,7 +102,7 @@ def line_at(
     ax: Axes,  # Axes to draw on
     x: float,  # Where
 ) -> None:
-    "The dashed line of what the others are compared with"
+    "A dashed line at the value that the others are compared with"
     ax.axvline(x, color=COLORS["baseline"], ls="--", lw=1, zorder=0)
 
 # %% ../nbs/machinery/figure_parts.ipynb #0ab194fa

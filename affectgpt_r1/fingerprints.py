@@ -156,7 +156,7 @@ def inputs_of(
 def generation_hash(
     *configs: Any,   # `GenerationConfig`s; a later one wins
 ) -> str:
-    "A short hash of how a model writes, but for the longest answer, which has a name of its own"
+    "A short hash of how a model writes, without `max_new_tokens`, which is compared by itself"
     fields = {}
     for config in configs: fields |= getattr(config, "to_diff_dict", dict)()
     passing = {"max_new_tokens", "transformers_version", "_from_model_config"}
@@ -211,7 +211,7 @@ def _origin(x):
 
 # %% ../nbs/machinery/fingerprints.ipynb #eb65bf04
 def _is_near(x, folder):
-    "Does a function, class or module lie in this folder? This package counts by its version"
+    "Is a function, class or module in this folder? This package counts by its version"
     file = getattr(sys.modules.get(_module_of(x)), "__file__", None)
     return bool(file) and Path(file).parent == folder != Path(inspect.getfile(_origin)).parent
 
@@ -319,7 +319,7 @@ def _code_of(text):
 
 
 def _codes_of(file, found):
-    "The code of a module and of the modules beside it that it imports, by file"
+    "The code of a module and of the modules next to it that it imports, by file"
     if file in found or not file.exists(): return found
     text = file.read_text(encoding="utf-8")
     found[file] = _code_of(text)
@@ -331,7 +331,7 @@ def _codes_of(file, found):
 def code_hash(
     module: str | Path,   # File of a module of a package
 ) -> str:
-    "A short hash of the code of a module and of all modules beside it that it imports"
+    "A short hash of the code of a module and of all modules next to it that it imports"
     codes, folder = _codes_of(Path(module), {}), Path(module).parent
     tables = [path for path in folder.glob("*/*") if path.is_file() and path.suffix != ".pyc"]
     return json_hash([sorted((file.name, code) for file, code in codes.items()),

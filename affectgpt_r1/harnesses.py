@@ -241,7 +241,7 @@ def evaluate_scores(
     level: int = 1,          # 1: sectors; 2: the finer words
     undefined: str = "zero", # F where nothing is hit or scored: "zero" or "nan"
 ) -> dict[str, float]:
-    "`ew_f`, and what to read beside it"
+    "`ew_f`, and the numbers to read next to it"
     s = ew_score(references, predictions, level=level, undefined=undefined)
     beside = ("precision", "recall", "mean_labels", "coverage", "never_scored", "constant_baseline")
     return dict(ew_f=s.f) | {name: getattr(s, name) for name in beside}
