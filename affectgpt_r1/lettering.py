@@ -35,7 +35,7 @@ def _has_letter(char, families):
     return any(font_manager.get_font(path).get_char_index(ord(char)) for path in paths)
 
 def _font_for(char):
-    "A font that has a letter which is missing"
+    "The font to install for a letter that is missing"
     name = unicodedata.name(char, "")
     if name.startswith(("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "FULLWIDTH", "IDEOGRAPHIC")):
         return "Noto Sans CJK (on Debian and Ubuntu: apt install fonts-noto-cjk)"

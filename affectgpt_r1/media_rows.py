@@ -38,7 +38,7 @@ class StackedRows:
 
 # %% ../nbs/machinery/media_rows.ipynb #8e250a66
 def _check_counts(kind, given, places):
-    "Raises ValueError where there are more or fewer media than prompts with a place for one"
+    "Raises ValueError unless there are as many media as prompts with a place for one"
     if given != sum(places):
         raise ValueError(f"{given} {kind} came with the prompts, and {sum(places)} of "
                          f"{len(places)} prompts hold a place for one; a prompt is about one clip")

@@ -38,10 +38,10 @@ from .sounds import bounded_wave, read_waveform
 def resize_frames(
     frames: np.ndarray,  # uint8 [frames, height, width, 3]
     factor: int,         # Height and width become multiples of it
-    min_pixels: int,     # In one frame, no fewer
-    max_pixels: int,     # and no more
+    min_pixels: int,     # In one frame, at least
+    max_pixels: int,     # In one frame, at most
 ) -> Tensor:             # uint8 [frames, 3, height, width]
-    "Frames of a size that Qwen's vision encoder takes, as much as can be of the same shape"
+    "Frames in a size that Qwen's vision encoder takes, with nearly the same aspect ratio"
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
     size = smart_resize(*pixels.shape[-2:], factor, min_pixels, max_pixels)
     return torch.nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True)
@@ -132,7 +132,7 @@ _ARRAY_STEP = 0.5   # seconds between two frames that are given without a file: 
 
 
 def _wave(clip, longest):
-    "The sound of a clip, cut with a warning behind `longest` seconds"
+    "The sound of a clip, cut after `longest` seconds, with a warning"
     audio = clip["audio"]
     wave = read_waveform(audio) if isinstance(audio, (str, Path)) else bounded_wave(
         "a sound given as samples", audio)

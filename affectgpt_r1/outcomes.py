@@ -84,7 +84,7 @@ def reasons_in(
 
 # %% ../nbs/machinery/outcomes.ipynb #0580b1de
 def _less(state, clips):
-    "What was done less than asked"
+    "What a run has done less of than it was asked to"
     if state.global_step < state.max_steps:
         yield f"it was stopped after {state.global_step} of {state.max_steps} steps"
     if clips and (unread := clips["asked"] - clips["read"]) > 0:

@@ -122,7 +122,7 @@ def _tables(text):
 
 
 def _add_rows(text, n):
-    "Give a decoder `n` rows if it has fewer; each new one is the mean of all, today and tomorrow"
+    "Give a decoder `n` rows if it has fewer; each new row is the mean of the old ones"
     before = len(text.get_input_embeddings().weight)
     if n <= before: return
     text.resize_token_embeddings(n, mean_resizing=False)
@@ -275,7 +275,7 @@ _ADDED = (".lora_", ".modules_to_save.", ".trainable_tokens_")   # in names of p
 def base_state(
     model: AffectGPTForConditionalGeneration,   # Perhaps with adapters inside
 ) -> dict[str, torch.Tensor]:
-    "The weights that a model had before it got adapters, by their names of then"
+    "The weights that a model had before it got adapters, by the names they had then"
     kept = {name: x for name, x in model.state_dict().items()
             if not any(mark in name for mark in _ADDED)}
     for mark in (".token_adapter", ".base_layer", ".original_module"):   # around what was there
