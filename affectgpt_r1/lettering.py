@@ -62,7 +62,7 @@ def _drawable(text):
 _JOINERS = "\u200c\u200d"   # Persian and Hindi words need them
 
 def _visible(text):
-    "The words of `text`, one blank between them, without what cannot be seen"
+    "The words of `text`, one space between them, without invisible characters"
     if text.isascii() and text.isprintable(): return " ".join(text.split())
     kept = (char for char in " ".join(text.split()) if char in _JOINERS or not (
         unicodedata.category(char) in ("Cc", "Cf") or "\ufe00" <= char <= "\ufe0f"))

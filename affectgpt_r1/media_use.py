@@ -69,7 +69,7 @@ class _Mixing:
 @torch.no_grad()
 def reply_logps(
     model: Any,                # With a processor that has `training_batch`
-    processor: Any,            # That one
+    processor: Any,            # Its processor
     chats: list[list[dict]],   # Questions about clips
     replies: list[str],        # One to each
     batch_size: int = 16,      # Replies at once

@@ -65,8 +65,8 @@ def _load_processor(path, config, settings):
 def load_omni(
     path: str | Path,                      # Folder of a Qwen-Omni, or its name on the hub
     dtype: torch.dtype = torch.bfloat16,   # Of the weights
-    attn_implementation: str | None = None,   # As "flash_attention_2"; the best there is if None
-    **settings: Any,                       # Of the processor, as `num_frames`
+    attn_implementation: str | None = None,   # Such as "flash_attention_2"; None: the best
+    **settings: Any,                       # Of the processor, such as `num_frames`
 ) -> tuple:                                # (model, processor)
     "A thinker of Qwen2.5-Omni or Qwen3-Omni as a policy, and its processor"
     config = _thinker_config(path)
@@ -145,7 +145,7 @@ def make_tiny_omni(
     texts: Iterable[str],           # What the tokenizer is trained on
     family: str = "qwen2_5_omni",   # Or "qwen3_omni_moe"
     seed: int = 0,                  # Of the random weights
-    **settings: Any,                # Of the processor, as `use_audio_in_video`
+    **settings: Any,                # Of the processor, such as `use_audio_in_video`
 ) -> tuple:                         # (model, processor)
     "A tiny Qwen-Omni thinker with random weights, and its processor"
     tokenizer = _tiny_tokenizer(texts, family)

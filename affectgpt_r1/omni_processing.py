@@ -203,7 +203,7 @@ class _Pictures(_SoundReader):
 
 # %% ../nbs/machinery/omni_processing.ipynb #3b352d00
 OMNI_TEMPLATE = "{clip}\nSubtitle: {subtitle}\n{question}"
-COUNTING = dict(   # how Qwen2.5-Omni counts tokens; of another model, its configuration says it
+COUNTING = dict(   # how Qwen2.5-Omni counts tokens; other models say it in their configuration
     family="qwen2_5_omni", positions_per_second=25, window=50)
 
 # %% ../nbs/machinery/omni_processing.ipynb #01bc748c
@@ -333,7 +333,7 @@ class _Saver(_Settings):
 
 # %% ../nbs/machinery/omni_processing.ipynb #bc9baded
 class OmniProcessor(_Saver):
-    "Chats with clips in, and what a Qwen-Omni thinker takes out; and tokens back to text"
+    "Turns chats with clips into the inputs of a Qwen-Omni thinker, and tokens back into text"
     def __init__(
         self, image_processor: BaseImageProcessor | None = None,    # Qwen2-VL's: how to cut patches
         feature_extractor: SequenceFeatureExtractor | None = None,  # Whisper's

@@ -46,7 +46,7 @@ def make_model(
     preset: str = "toy",     # "toy" or "small"
     seed: int = 0,           # Of the random weights
     vocab_size: int = 1500,  # Upper bound on the vocabulary
-    **kwargs,                # Further fields of `AffectGPTConfig`, as `fusion`
+    **kwargs,                # Further fields of `AffectGPTConfig`, such as `fusion`
 ) -> tuple:                  # (model, processor)
     "An AffectGPT with random weights, and its processor"
     if preset not in ("toy", "small"):
@@ -64,7 +64,7 @@ def make_model(
 def make_toy_model(
     texts: Iterable[str],  # What the tokenizer is trained on
     seed: int = 0,         # Of the random weights
-    **kwargs,              # Further fields of `AffectGPTConfig`, as `fusion`
+    **kwargs,              # Further fields of `AffectGPTConfig`, such as `fusion`
 ) -> tuple:                # (model, processor)
     "A toy-sized AffectGPT with random weights, and its processor"
     return make_model(texts, "toy", seed, **kwargs)
@@ -201,7 +201,7 @@ def _take_quantization(model, text):
 
 # %% ../nbs/machinery/parts.ipynb #1bbf61b8
 def _assemble(config, text, vision, audio, seed, ends):
-    "The parts in one model, which writes without its maker's settings; `ends` are tokens"
+    "The parts in one model, without the makers' generation settings; `ends` are tokens"
     with torch.device("meta"): model = AffectGPTForConditionalGeneration(config)
     inner = model.model
     inner.vision_tower, inner.audio_tower = vision.to(text.device), audio.to(text.device)

@@ -163,7 +163,7 @@ class _Draws:
 def sampling_processors(
     asked: list,         # (row, number of the sample), one for each row of the batch
     seed: int,           # Of all samples
-    max_new_tokens: int, # At most so many numbers are needed
+    max_new_tokens: int, # At most this many numbers are needed
     temperature: float,  # As in `generate`
     top_p: float,        # As in `generate`
     top_k: int | None,   # As in `generate`; all tokens if None
