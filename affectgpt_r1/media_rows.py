@@ -62,7 +62,7 @@ def _joined_videos(rows):
 
 
 def _joined_sounds(rows):
-    "The sounds of some rows, [sounds, mel, frames], and where they are sound and no padding"
+    "The sounds of some rows, [sounds, mel, frames], and a mask that is 0 in their padding"
     if not (sounds := _there(rows.get("input_features", []))): return {}
     padded = nn.utils.rnn.pad_sequence([x.T for x in sounds], batch_first=True).transpose(1, 2)
     lengths = torch.tensor([x.shape[1] for x in sounds], device=padded.device)

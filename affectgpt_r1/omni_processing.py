@@ -178,7 +178,7 @@ class _SoundReader(_ClipReader):
         return dict(input_features=spectrogram(self.feature_extractor, self._chunk(wave)))
 
     def _chunk(self, wave):
-        "At least one chunk of Qwen3's encoder: less gets other features beside longer sounds"
+        "Pad to one chunk of Qwen3's encoder: less gets other features next to longer sounds"
         if self.counting["family"] == "qwen2_5_omni": return wave
         least = 2 * self.counting["window"] * self.feature_extractor.hop_length
         return np.pad(wave, (0, max(0, least - len(wave))))
@@ -363,9 +363,9 @@ MEDIA_SETTINGS = dict(   # name -> type
 
 
 def split_media_settings(
-    settings: dict,      # Of a stage, or texts of them
+    settings: dict,      # Of a stage, as values or texts
 ) -> tuple[dict, dict]:  # Those in `MEDIA_SETTINGS`, by their types; the others
-    "What is asked of the processor of a thinker, and what of the stage"
+    "Settings of the processor of a thinker, and settings of the stage"
     media = {name: x for name, x in settings.items() if name in MEDIA_SETTINGS}
     others = {name: x for name, x in settings.items() if name not in media}
     return read_settings(media, MEDIA_SETTINGS, "the processor of a Qwen-Omni"), others

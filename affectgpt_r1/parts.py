@@ -265,7 +265,7 @@ def remember_source(
     model: AffectGPTForConditionalGeneration,   # Whole, without adapters
     **source: str | dict,   # folder="…", or parts={…}, arguments of `load_parts` as json holds them
 ) -> None:
-    "Note in a model where it can be loaded from again"
+    "Record in a model where it can be loaded from again"
     model.source = source | dict(hash=source_hash(model))
 
 # %% ../nbs/machinery/parts.ipynb #58ec9c45
