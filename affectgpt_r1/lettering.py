@@ -35,7 +35,7 @@ def _has_letter(char, families):
     return any(font_manager.get_font(path).get_char_index(ord(char)) for path in paths)
 
 def _font_for(char):
-    "A font that has a letter which is missing"
+    "The font to install for a letter that is missing"
     name = unicodedata.name(char, "")
     if name.startswith(("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "FULLWIDTH", "IDEOGRAPHIC")):
         return "Noto Sans CJK (on Debian and Ubuntu: apt install fonts-noto-cjk)"
@@ -62,7 +62,7 @@ def _drawable(text):
 _JOINERS = "\u200c\u200d"   # Persian and Hindi words need them
 
 def _visible(text):
-    "The words of `text`, one blank between them, without what cannot be seen"
+    "The words of `text`, one space between them, without invisible characters"
     if text.isascii() and text.isprintable(): return " ".join(text.split())
     kept = (char for char in " ".join(text.split()) if char in _JOINERS or not (
         unicodedata.category(char) in ("Cc", "Cf") or "\ufe00" <= char <= "\ufe0f"))

@@ -38,7 +38,7 @@ class StackedRows:
 
 # %% ../nbs/machinery/media_rows.ipynb #8e250a66
 def _check_counts(kind, given, places):
-    "Raises ValueError where there are more or fewer media than prompts with a place for one"
+    "Raises ValueError unless there are as many media as prompts with a place for one"
     if given != sum(places):
         raise ValueError(f"{given} {kind} came with the prompts, and {sum(places)} of "
                          f"{len(places)} prompts hold a place for one; a prompt is about one clip")
@@ -62,7 +62,7 @@ def _joined_videos(rows):
 
 
 def _joined_sounds(rows):
-    "The sounds of some rows, [sounds, mel, frames], and where they are sound and no padding"
+    "The sounds of some rows, [sounds, mel, frames], and a mask that is 0 in their padding"
     if not (sounds := _there(rows.get("input_features", []))): return {}
     padded = nn.utils.rnn.pad_sequence([x.T for x in sounds], batch_first=True).transpose(1, 2)
     lengths = torch.tensor([x.shape[1] for x in sounds], device=padded.device)

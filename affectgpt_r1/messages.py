@@ -25,7 +25,7 @@ _OBEYED = re.compile(
 
 def printable(
     text: str,        # From a file or a model
-    keep: str = "",   # Characters that may stay, as a line end
+    keep: str = "",   # Characters that may stay, such as a line end
 ) -> str:
     "A text whose control characters are written out, as Python writes them"
     def write(found): return found[0].encode("unicode_escape").decode()

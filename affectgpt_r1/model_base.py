@@ -19,7 +19,7 @@ from .decoders import WholeGenerationConfig, scale_logits
 class _WholeModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        "As any model of transformers; raises ValueError where a stage has written adapters"
+        "Load like any model of transformers; raises ValueError where a stage has written adapters"
         folder = pretrained_model_name_or_path
         if folder and Path(folder, "base.json").exists():
             raise ValueError(f"{folder} holds adapters, or the place of a model: "

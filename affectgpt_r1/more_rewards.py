@@ -53,7 +53,7 @@ def graded_scores(
 
 # %% ../nbs/machinery/more_rewards.ipynb #c21d75e2
 def _distances(answers: list, prompts: list) -> Iterator[float]:
-    "1 - Jaccard of the words of each answer and those of the others to its prompt, their mean"
+    "Mean of 1 - Jaccard between the words of each answer and of the others to its prompt"
     sets = [set(words) for words in answers]
     for i, (mine, prompt) in enumerate(zip(sets, prompts)):
         others = [x for j, x in enumerate(sets) if prompts[j] == prompt and j != i]

@@ -38,10 +38,10 @@ from .sounds import bounded_wave, read_waveform
 def resize_frames(
     frames: np.ndarray,  # uint8 [frames, height, width, 3]
     factor: int,         # Height and width become multiples of it
-    min_pixels: int,     # In one frame, no fewer
-    max_pixels: int,     # and no more
+    min_pixels: int,     # In one frame, at least
+    max_pixels: int,     # In one frame, at most
 ) -> Tensor:             # uint8 [frames, 3, height, width]
-    "Frames of a size that Qwen's vision encoder takes, as much as can be of the same shape"
+    "Frames in a size that Qwen's vision encoder takes, with nearly the same aspect ratio"
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
     size = smart_resize(*pixels.shape[-2:], factor, min_pixels, max_pixels)
     return torch.nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True)
@@ -132,7 +132,7 @@ _ARRAY_STEP = 0.5   # seconds between two frames that are given without a file: 
 
 
 def _wave(clip, longest):
-    "The sound of a clip, cut with a warning behind `longest` seconds"
+    "The sound of a clip, cut after `longest` seconds, with a warning"
     audio = clip["audio"]
     wave = read_waveform(audio) if isinstance(audio, (str, Path)) else bounded_wave(
         "a sound given as samples", audio)
@@ -178,7 +178,7 @@ class _SoundReader(_ClipReader):
         return dict(input_features=spectrogram(self.feature_extractor, self._chunk(wave)))
 
     def _chunk(self, wave):
-        "At least one chunk of Qwen3's encoder: less gets other features beside longer sounds"
+        "Pad to one chunk of Qwen3's encoder: less gets other features next to longer sounds"
         if self.counting["family"] == "qwen2_5_omni": return wave
         least = 2 * self.counting["window"] * self.feature_extractor.hop_length
         return np.pad(wave, (0, max(0, least - len(wave))))
@@ -203,7 +203,7 @@ class _Pictures(_SoundReader):
 
 # %% ../nbs/machinery/omni_processing.ipynb #3b352d00
 OMNI_TEMPLATE = "{clip}\nSubtitle: {subtitle}\n{question}"
-COUNTING = dict(   # how Qwen2.5-Omni counts tokens; of another model, its configuration says it
+COUNTING = dict(   # how Qwen2.5-Omni counts tokens; other models say it in their configuration
     family="qwen2_5_omni", positions_per_second=25, window=50)
 
 # %% ../nbs/machinery/omni_processing.ipynb #01bc748c
@@ -333,7 +333,7 @@ class _Saver(_Settings):
 
 # %% ../nbs/machinery/omni_processing.ipynb #bc9baded
 class OmniProcessor(_Saver):
-    "Chats with clips in, and what a Qwen-Omni thinker takes out; and tokens back to text"
+    "Turns chats with clips into the inputs of a Qwen-Omni thinker, and tokens back into text"
     def __init__(
         self, image_processor: BaseImageProcessor | None = None,    # Qwen2-VL's: how to cut patches
         feature_extractor: SequenceFeatureExtractor | None = None,  # Whisper's
@@ -363,9 +363,9 @@ MEDIA_SETTINGS = dict(   # name -> type
 
 
 def split_media_settings(
-    settings: dict,      # Of a stage, or texts of them
+    settings: dict,      # Of a stage, as values or texts
 ) -> tuple[dict, dict]:  # Those in `MEDIA_SETTINGS`, by their types; the others
-    "What is asked of the processor of a thinker, and what of the stage"
+    "Settings of the processor of a thinker, and settings of the stage"
     media = {name: x for name, x in settings.items() if name in MEDIA_SETTINGS}
     others = {name: x for name, x in settings.items() if name not in media}
     return read_settings(media, MEDIA_SETTINGS, "the processor of a Qwen-Omni"), others

@@ -118,7 +118,7 @@ def _expected_f(gold, answers):
 
 # %% ../nbs/machinery/oracle.ipynb #720b40e2
 class AnswerTable:
-    "The expected F of all answers, for all that a clip can mean"
+    "The expected F of all answers, for everything that a clip can mean"
     def __init__(
         self,
         wheels: EmotionWheels, # From `load_wheels`

@@ -84,7 +84,7 @@ def reasons_in(
 
 # %% ../nbs/machinery/outcomes.ipynb #0580b1de
 def _less(state, clips):
-    "What was done less than asked"
+    "What a run has done less of than it was asked to"
     if state.global_step < state.max_steps:
         yield f"it was stopped after {state.global_step} of {state.max_steps} steps"
     if clips and (unread := clips["asked"] - clips["read"]) > 0:
@@ -131,7 +131,7 @@ def check_outcome(
     clips: dict[str, int] | None = None,   # asked, read, there: how many
     rewards: Iterable[str] = (),    # Names of the rewards that count
 ) -> dict:       # steps, asked_steps, weights, changed_weights, clips; of GRPO, the gaps too
-    "What a run has done; raises ValueError where that is nothing, and warns where it is less"
+    "What a run has done; raises ValueError if that is nothing, and warns if it is too little"
     _check_read(clips)
     changed, reasons = _check_weights(before, after), reasons_in(state.log_history, limit)
     idle = f"no weight has changed in {state.global_step} steps"

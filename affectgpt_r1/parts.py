@@ -46,7 +46,7 @@ def make_model(
     preset: str = "toy",     # "toy" or "small"
     seed: int = 0,           # Of the random weights
     vocab_size: int = 1500,  # Upper bound on the vocabulary
-    **kwargs,                # Further fields of `AffectGPTConfig`, as `fusion`
+    **kwargs,                # Further fields of `AffectGPTConfig`, such as `fusion`
 ) -> tuple:                  # (model, processor)
     "An AffectGPT with random weights, and its processor"
     if preset not in ("toy", "small"):
@@ -64,7 +64,7 @@ def make_model(
 def make_toy_model(
     texts: Iterable[str],  # What the tokenizer is trained on
     seed: int = 0,         # Of the random weights
-    **kwargs,              # Further fields of `AffectGPTConfig`, as `fusion`
+    **kwargs,              # Further fields of `AffectGPTConfig`, such as `fusion`
 ) -> tuple:                # (model, processor)
     "A toy-sized AffectGPT with random weights, and its processor"
     return make_model(texts, "toy", seed, **kwargs)
@@ -122,7 +122,7 @@ def _tables(text):
 
 
 def _add_rows(text, n):
-    "Give a decoder `n` rows if it has fewer; each new one is the mean of all, today and tomorrow"
+    "Give a decoder `n` rows if it has fewer; each new row is the mean of the old ones"
     before = len(text.get_input_embeddings().weight)
     if n <= before: return
     text.resize_token_embeddings(n, mean_resizing=False)
@@ -201,7 +201,7 @@ def _take_quantization(model, text):
 
 # %% ../nbs/machinery/parts.ipynb #1bbf61b8
 def _assemble(config, text, vision, audio, seed, ends):
-    "The parts in one model, which writes without its maker's settings; `ends` are tokens"
+    "The parts in one model, without the makers' generation settings; `ends` are tokens"
     with torch.device("meta"): model = AffectGPTForConditionalGeneration(config)
     inner = model.model
     inner.vision_tower, inner.audio_tower = vision.to(text.device), audio.to(text.device)
@@ -265,7 +265,7 @@ def remember_source(
     model: AffectGPTForConditionalGeneration,   # Whole, without adapters
     **source: str | dict,   # folder="…", or parts={…}, arguments of `load_parts` as json holds them
 ) -> None:
-    "Note in a model where it can be loaded from again"
+    "Record in a model where it can be loaded from again"
     model.source = source | dict(hash=source_hash(model))
 
 # %% ../nbs/machinery/parts.ipynb #58ec9c45
@@ -275,7 +275,7 @@ _ADDED = (".lora_", ".modules_to_save.", ".trainable_tokens_")   # in names of p
 def base_state(
     model: AffectGPTForConditionalGeneration,   # Perhaps with adapters inside
 ) -> dict[str, torch.Tensor]:
-    "The weights that a model had before it got adapters, by their names of then"
+    "The weights that a model had before it got adapters, by the names they had then"
     kept = {name: x for name, x in model.state_dict().items()
             if not any(mark in name for mark in _ADDED)}
     for mark in (".token_adapter", ".base_layer", ".original_module"):   # around what was there

@@ -84,7 +84,7 @@ def _read_records(path: Path, kept: list[bytes], asked: list[tuple]) -> list[dic
 
 # %% ../nbs/machinery/predictions.ipynb #732dec37
 class _ResumedFile:
-    "A JSONL file, opened behind what can be kept of it"
+    "A JSONL file, opened after the lines that can be kept"
     file = None
 
     def _resume(self, out, settings, batch_size, asked):
@@ -113,7 +113,7 @@ class PredictionLog(_ResumedFile):
         self.to_disk = out is not None
 
     def write(self, records: list[dict]):
-        "Add the replies of a batch, with all that is known of them"
+        "Add the records of a batch of replies"
         self.records += records
         if self.to_disk: compute_once(lambda: _append(self.file, records))
 
@@ -163,7 +163,7 @@ class _Draws:
 def sampling_processors(
     asked: list,         # (row, number of the sample), one for each row of the batch
     seed: int,           # Of all samples
-    max_new_tokens: int, # At most so many numbers are needed
+    max_new_tokens: int, # At most this many numbers are needed
     temperature: float,  # As in `generate`
     top_p: float,        # As in `generate`
     top_k: int | None,   # As in `generate`; all tokens if None

@@ -57,7 +57,7 @@ def gather_results(
 def compute_once(
     work: Callable[[], Any],  # Done in the first process only
 ) -> Any:
-    "What `work()` returns in the first process, in every process"
+    "Run `work()` in the first process, and return its result in every process"
     is_first = rank_and_world_size()[0] == 0
     return gather_results(work if is_first else lambda: None)[0]
 
@@ -82,7 +82,7 @@ def _is_joined():
 
 # %% ../nbs/machinery/processes.ipynb #c9cf5bb3
 def leave_processes() -> None:
-    "Wait for the other processes and part from them, as the last thing in a program"
+    "Wait for the other processes and close the connections, at the end of a program"
     if not _is_joined(): return
     from torch import distributed
     distributed.barrier()
