@@ -358,7 +358,7 @@ _STEPS = {step: run for step, run in pickle._Unpickler.dispatch.items()
           if step != pickle.BYTEARRAY8[0]}
 
 class _SafeUnpickler(pickle._Unpickler):
-    "Admits numpy's arrays, scalars and dtypes, and plain containers; names what else it is offered"
+    "Admits numpy's arrays, scalars and dtypes, and plain containers; names anything else it finds"
     dispatch = dict(_STEPS)
 
     def find_class(self, module, name):

@@ -71,13 +71,13 @@ def _say(kind, message):
     lines = f"{kind}: {message}".split("\n")
     print_lines([safe_text(line, 2000) for line in lines], sys.stderr)
 def _leave_pipe():
-    "The reader of a pipe, as `head`, has enough: nothing more is written, and that is no error"
+    "The reader of a pipe, such as `head`, has closed it: stop writing, which is not an error"
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 # %% ../nbs/machinery/terminal.ipynb #7c91e4ee
 def _make_printable(error):
-    "Write out the control characters in an error and in those behind it"
+    "Write the control characters in an error, and in its causes, as escapes"
     while error is not None:
         error.args = tuple(printable(x, "\n\t") if isinstance(x, str) else x for x in error.args)
         error = error.__cause__ or error.__context__
@@ -97,7 +97,7 @@ def printable_messages() -> Iterator[None]:
 # %% ../nbs/machinery/terminal.ipynb #6f0baa26
 @contextmanager
 def explain_missing() -> Iterator[None]:
-    "Ends the program with what to install, where a package is missing in this block"
+    "If a package is missing in this block, ends the program and says what to install"
     try: yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

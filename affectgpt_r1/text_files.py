@@ -19,7 +19,7 @@ from typing import Any
 from .messages import list_some, shorten
 
 # %% ../nbs/machinery/text_files.ipynb #b8ee1694
-_BEGINNINGS = {   # how files begin that are something else
+_BEGINNINGS = {   # the first bytes of files that are not text
     b"PK\3\4": "it is an Excel or another zip file", b"\xd0\xcf\x11\xe0": "it is an old Excel file",
     b"\x1f\x8b": "it is packed with gzip", b"\x28\xb5\x2f\xfd": "it is packed with zstd",
     b"7z\xbc\xaf": "it is packed with 7-Zip", b"Rar!\x1a": "it is packed with RAR",
@@ -37,7 +37,7 @@ _ENCODINGS = {"GBK": "gbk", "Big5": "big5", "Shift-JIS": "shift_jis", "EUC-KR": 
 def foreign_kind(
     data: bytes,   # How a file begins
 ) -> str | None:   # As "it is a Parquet file"; None for text, and for what is not known
-    "What a file is that is neither text nor a film or a sound"
+    "The kind of a file that is not text, video or sound"
     if _PAGE.match(data): return "it is a web page"
     return next((what for begin, what in _BEGINNINGS.items() if data.startswith(begin)), None)
 
@@ -51,7 +51,7 @@ def _readings(data):
         yield f"{first and first[0][:12]} in {name}"
 
 def _other_kind(data):
-    "What bytes are that are not UTF-8 text; nothing if they are"
+    "What kind of data bytes are if they are not UTF-8 text; None if they are"
     if kind := foreign_kind(data): return kind
     if data.startswith((b"\xff\xfe", b"\xfe\xff")): return "its encoding is UTF-16"
     if data[:200].count(b"\0") > len(data[:200]) // 4: return "its encoding is UTF-16 or UTF-32"
@@ -86,7 +86,7 @@ def clean_name(
     "A name without blanks and invisible characters around it, in composed Unicode (NFC)"
     around = r"[\s\ufeff\u200b\u200e\u200f\u2060]+"
     name = re.sub(f"^{around}|{around}$", "", unicodedata.normalize("NFC", name))
-    return re.sub('^="(.*)"$', r"\1", name)   # how a name is kept from being a number in Excel
+    return re.sub('^="(.*)"$', r"\1", name)   # so that Excel does not take a name for a number
 
 # %% ../nbs/machinery/text_files.ipynb #4d4a3c5f
 def _unique(pairs):

@@ -160,14 +160,14 @@ def train_towers(
     model: AffectGPTForConditionalGeneration,  # Its encoders are changed
     processor: AffectGPTProcessor,  # Its processor
     dataset: Sequence[dict],     # Rows with `video`, `audio`, `labels`: the caption split
-    wheels: EmotionWheels,       # They say which labels are alike
+    wheels: EmotionWheels,       # They say which labels mean the same
     epochs: int = 10,            # Passes over the data
     batch_size: int = 32,        # Clips per step
     learning_rate: float = 3e-3, # Peak of the one-cycle schedule
     seed: int = 0,               # Of the heads, the order of the clips and their views
     holdout: float = 0.1,        # Share of the clips that is kept out to watch the loss on
 ) -> list[dict]:                 # One dict per encoder and epoch: epoch, tower, loss, holdout
-    "Teach the wheel sectors of `dataset` to encoders with random weights, then freeze them"
+    "Train encoders with random weights to predict the wheel sectors of `dataset`; freeze them"
     lessons = _lessons(model, processor, dataset, wheels)
     for lesson in lessons: _add_head(lesson, seed)
     histories = _teach_all(lessons, epochs=epochs, batch_size=batch_size,

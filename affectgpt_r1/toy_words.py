@@ -104,7 +104,7 @@ WORDS = {emotion: [band.split() for band in bands] for emotion, bands in _BANDS.
 BRITISH_SPELLING = dict(
     honored="honoured", energized="energised", demoralized="demoralised", agonized="agonised",
     terrorized="terrorised", marveling="marvelling", tranquility="tranquillity")
-ASSOCIATED_WORDS = dict(  # off target, but written now and then
+ASSOCIATED_WORDS = dict(  # not the emotion itself, but sometimes written
     happy="surprised trusting", sad="worried ashamed", angry="hurt disgusted",
     scared="surprised sad", surprised="curious worried", disgusted="annoyed uncomfortable",
     calm="trusting thoughtful")
@@ -222,7 +222,7 @@ def seen_as(
     state: State,              # What the clip means
     rng: np.random.Generator,  # As from `clip_rng`
 ) -> str:                      # An emotion, or "neutral"
-    "The primary emotion in the captioner's eyes"
+    "The primary emotion, as the captioner sees it"
     emotion = state.primary
     if emotion == "neutral":
         return emotion if rng.random() < .6 else str(rng.choice(EMOTIONS))

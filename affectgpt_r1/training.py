@@ -55,7 +55,7 @@ def refuse_second_names(
     settings: dict,   # Further fields of a trl config, as the user gave them
     names: dict,      # trl's name -> what to give instead
 ) -> None:
-    "Raises ValueError where `settings` has trl's name of something that the stage sets itself"
+    "Raises ValueError if `settings` has trl's name for something that the stage sets itself"
     if taken := [name for name in names if name in settings]:
         advice = "; ".join(f"give {names[name]} in place of {name}" for name in taken)
         raise ValueError(f"{list_some(taken)} would be set twice: {advice}")
@@ -204,14 +204,14 @@ def _check_folder(out):
 
 
 def _begin(out, settings):
-    "Write down what a run is that starts from the beginning"
+    "Write down the settings of a run that starts from the beginning"
     out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out / "completions", ignore_errors=True)   # of a run that did not get far
     _write_json(out / "run.json", settings)
 
 # %% ../nbs/machinery/training.ipynb #70a266b8
 def _check_same(out, found, settings):
-    "Raises ValueError where the run in `out` is another one than that of `settings`"
+    "Raises ValueError if the run in `out` has other settings than `settings`"
     if unknown := [name for name in settings if name not in found]:
         raise ValueError(f"{out} is from a run by another release, or with other settings: "
                          f"{list_some(unknown)} is not on record. Delete it, or give another `out`")
@@ -224,7 +224,7 @@ def start_or_resume(
     out: str | Path,   # Folder of the run
     **settings         # Everything that decides the numbers of this run
 ) -> Path | None:      # Checkpoint to resume from
-    "Write down what the run is; raises ValueError where `out` holds another run"
+    "Write down the settings of the run; raises ValueError if `out` holds another run"
     settings = {k: v for k, v in settings.items() if k not in LOGGING_SETTINGS}
     settings |= dict(processes=rank_and_world_size()[1])
     settings = json.loads(json.dumps(settings, default=_as_dict))
@@ -301,7 +301,7 @@ def _out_of_memory(trainer, desc, error):
 
 # %% ../nbs/machinery/training.ipynb #478be67c
 def _check_sharing(trainer):
-    "Warns where weights should be shared out over processes, and are not"
+    "Warns if the weights should be sharded over processes, and are not"
     is_shared = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     for name in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" and not is_shared:

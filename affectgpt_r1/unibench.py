@@ -279,7 +279,7 @@ def unibench(
     checkpoint: int | None = None,   # The one checkpoint to score; needed where there are several
     protocol: str = "fixed",         # Or "best-on-test": per set the best on the test set
 ) -> UniBenchResult:
-    "Main score of each data set, what to read beside it, and the mean"
+    "Main score of each data set, its companion, and the mean of the main scores"
     _check_protocol(protocol, checkpoint)
     predictions, labels, wheels = Path(predictions), Path(labels), wheels or load_wheels()
     for folder in (predictions, labels):
