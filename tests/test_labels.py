@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affectgpt_r1.fields import emotion_words, ordinary_words
+from affectgpt_r1.label_parts import _FILLERS
 from affectgpt_r1.labels import MODES, make_target, parse_labels, parse_response
 from affectgpt_r1.markup import normal_letters, plain_text
 from affectgpt_r1.wheels import load_wheels
@@ -19,13 +20,14 @@ FRAGMENTS = ["<think>", "</think>", "<answer>", "</answer>", "happy", " ", "sad,
              '"', "'", "- ", "1. ", "and ", ". "]
 word = (st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=12)
         | st.sampled_from(SPECIAL_WORDS))
-clean = st.lists(word, unique=True, max_size=8)
+clean = st.lists(word, unique=True, max_size=8).filter(
+    lambda words: not _FILLERS.intersection(words))   # etc: after a list, never in it
 anything = (st.text(max_size=80) | st.text(st.characters(), max_size=40)
             | st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join))
 letters = st.text(st.characters(categories=["Ll", "Lo"]), min_size=1, max_size=8).filter(
     lambda word: all(category(c)[0] in "LM" for c in normal_letters(word)))   # not ŀ: l and a dot
 any_script = st.lists(letters, unique_by=normal_letters, max_size=6).filter(
-    lambda words: words != ["无"])   # 无: none
+    lambda words: words != ["无"] and not _FILLERS.intersection(words))   # none; second
 
 
 @settings(max_examples=400)
