@@ -68,7 +68,7 @@ def take_notes(
 
 # %% ../nbs/machinery/sampling_checks.ipynb #c1f3313d
 LARGEST_GAP = 1e-3    # in 32 bits, of any token
-MEAN_GAP = 8e-2       # in 16 bits, of all tokens
+MEAN_GAP = 6e-2       # in 16 bits, of all tokens
 
 # %% ../nbs/machinery/sampling_checks.ipynb #740d191e
 def _is_half(trainer):
