@@ -8,8 +8,9 @@ local function plain_code(block)
   return block
 end
 
--- A method is described with its class
+-- A method is described with its class, a private name on no page
 local function link_to_class(link)
+  if link.target:find("%.html#_") then return link.content end
   link.target = link.target:gsub("(%.html#[%w_]+)%.[%w_.]+$", "%1")
   return link
 end

@@ -257,15 +257,17 @@ def test_wide_things_do_not_push_a_page_of_quartos(page):
 
 @pytest.mark.parametrize("quarto", [True, False])
 def test_filter_mends_links_code_and_pictures(quarto):
-    "(A) a method's link, (D) links in code, (E) a text for each picture; no warnings"
+    """(A) a method's link, no link to a private name, (D) links in code, (E) a text for each
+    picture; no warnings"""
     html = filtered(
-        "[x](model.html#affectgpt.predict)\n\n"
+        "[x](model.html#affectgpt.predict) [`_y`](model.html#_y)\n\n"
         "```python\nx, # From [`load`](https://a.b/c.html#load)\n```\n\n![](p.png)\n\n![cap](q.png)"
         "\n\n::: {.cell-output .cell-output-stderr}\nUserWarning\n:::\n",
         quarto=quarto,
     )
     soup = BeautifulSoup(html, "html.parser")
-    assert soup.a["href"] == "model.html#affectgpt" and "UserWarning" not in html
+    assert [a["href"] for a in soup.find_all("a")] == ["model.html#affectgpt"]
+    assert "_y" in html and "UserWarning" not in html
     assert soup.pre.get_text().strip() == "x, # From `load`"
     key = "data-fig-alt" if quarto else "alt"
     texts = [image.get(key) for image in soup.find_all("img")]
