@@ -1,9 +1,10 @@
-"""All runs behind the pages *Claims*, *A ladder of algorithms* and *Variety*, in one command
+"""The runs that decide nbs/results/claims_rules.toml, ladder.toml and variety.toml, in one command
 
     make records
 
-Some seven hours of two cores. Each run that has ended is kept, so the command can be stopped and
-given again. The seeds 0 to 4 chose settings, the seeds 10 to 19 nothing.
+Some seven hours of one core, reckoned from the seconds of single runs. Each run that has ended is
+kept, so the command can be stopped and given again. The seeds 0 to 4 chose settings, the seeds 10
+to 19 nothing.
 """
 
 import subprocess
@@ -16,16 +17,16 @@ CHOSE, FRESH = range(5), range(10, 20)
 GRIDS = ("claims_runs", "ladder", "variety")
 
 
-def commands(seeds=(*CHOSE, *FRESH), fresh=FRESH, grids=GRIDS):
+def commands():
     "Each command, and the file that its end leaves; None where it looks by itself what is left"
-    for s in seeds:
+    for s in (*CHOSE, *FRESH):
         run = f"runs/answer{s}"
         yield ["-m", "tools.tutorial", "--seed", str(s), "--run-dir", run], f"{run}/metrics.json"
-    runs = [f"runs/answer{s}" for s in fresh]
+    runs = [f"runs/answer{s}" for s in FRESH]
     out = "nbs/results/claims_replication.json"
     yield ["-m", "affectgpt_r1", "replicate", *runs, "--out", out], None
     yield ["-m", "tools.claims", *runs, "--parts", "media"], None
-    for grid in grids:
+    for grid in GRIDS:
         yield ["-m", "affectgpt_r1", "ablation", f"nbs/results/{grid}.toml"], None
 
 
