@@ -215,8 +215,34 @@ class _PromptCheck(TrainerCallback):
     def __init__(self, trainer): self.trainer = trainer
     def on_train_begin(self, args, state, control, **kwargs): check_prompting(self.trainer)
 
+# %% ../nbs/machinery/grpo_trainer.ipynb #1d5ef252
+def _sorted_parts(parts, order):
+    "The values of one field, a part per micro-batch, in another order of the rows"
+    if parts[0] is None or getattr(parts[0], "ndim", 1) == 0: return parts
+    size = len(parts[0])
+    if isinstance(parts[0], torch.Tensor): return torch.cat(parts)[order].split(size)
+    rows = [row for part in parts for row in part]
+    return [[rows[i] for i in order[k:k + size]] for k in range(0, len(rows), size)]
+
+
+def _side_by_side(batches):
+    "The micro-batches of a step again, with the answers to a prompt side by side"
+    order = torch.cat([batch["prompt_of"] for batch in batches]).argsort(stable=True)
+    fields = {name: _sorted_parts([batch[name] for batch in batches], order) for name in batches[0]}
+    return [dict(zip(fields, values)) for values in zip(*fields.values())]
+
+# %% ../nbs/machinery/grpo_trainer.ipynb #c1d18ee4
+class _SortsAnswers(_Scores):
+    def _prepare_inputs(self, generation_batch):
+        before, per_step = self._buffered_inputs, self.args.gradient_accumulation_steps
+        inputs = super()._prepare_inputs(generation_batch)
+        parts = self._buffered_inputs
+        if parts is before or len(parts) == 1 or per_step % len(parts): return inputs
+        self._buffered_inputs = _side_by_side(parts)
+        return self._buffered_inputs[self._step % len(parts)]
+
 # %% ../nbs/machinery/grpo_trainer.ipynb #99bf10d9
-class _ChoosesBaseline(_Scores):
+class _ChoosesBaseline(_SortsAnswers):
     baseline = "group"   # what a reward is compared with: the "group" of its answer, or "none"
 
     def _calculate_rewards(self, *args, **kwargs):

@@ -82,7 +82,7 @@ def add_logits(
 ) -> CausalLMOutputWithPast:
     "The output of a model from that of its backbone: logits, and their loss"
     text, loss = model.config.text_config, None
-    logits = scale_logits(model.lm_head(out.last_hidden_state), text)
+    logits = scale_logits(model.lm_head(out.last_hidden_state.contiguous()), text)
     if labels is not None:
         loss = model.loss_function(
             logits=logits, labels=labels, vocab_size=text.vocab_size, **kwargs)

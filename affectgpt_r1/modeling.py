@@ -21,7 +21,8 @@ from .encoders import frame_features, make_tower, segment_features
 from .model_base import (
     MEDIA_KEYS, AffectGPTPreTrainedModel, MediaGenerationMixin, add_logits, check_media_tensors)
 from .qformer import QFormerMulti
-from .shared_prompts import PackedRows, packed_mask, packed_positions, unpack_hidden
+from .shared_prompts import (
+    PackedRows, SharesPrefill, packed_mask, packed_positions, unpack_hidden)
 
 # %% ../nbs/07_modeling.ipynb #c017
 class MeanPool(nn.Module):
@@ -212,7 +213,7 @@ class _Decoding(_Backbone):
         return BaseModelOutputWithPast(last, out.past_key_values, out.hidden_states, out.attentions)
 
 # %% ../nbs/07_modeling.ipynb #f9d51828
-class AffectGPTModel(_Decoding):
+class AffectGPTModel(SharesPrefill, _Decoding):
     "The backbone: towers, fusion and decoder, without the language-model head"
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,

@@ -92,6 +92,14 @@ class _WithNames:
     def __init__(self, collate): self.collate = collate
     def __call__(self, rows): return self.collate(rows) | dict(clips=[row["name"] for row in rows])
 
+# %% ../nbs/machinery/sft_trainer.ipynb #79e03271
+def _answers_only(head, labels):
+    "Labels from the first answer of a batch on, and how many positions they need"
+    if head.weight.requires_grad: return {}
+    first = int((labels != -100).any(0).int().argmax())
+    n = labels.shape[1] - max(first - 1, 0)   # the position before predicts the first token
+    return dict(labels=labels[:, -n:], logits_to_keep=n)
+
 # %% ../nbs/machinery/sft_trainer.ipynb #41e8b577
 class AffectSFTTrainer(CountsClips, SFTTrainer):
     "trl's `SFTTrainer`, which checks that clips reach the model, and notes which it has read"
@@ -103,6 +111,7 @@ class AffectSFTTrainer(CountsClips, SFTTrainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         names = inputs.pop("clips", [])
         if self.model.training: self.note_clips(names)
+        inputs |= _answers_only(self.model.get_output_embeddings(), inputs["labels"])
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def clips_in(self, steps):

@@ -12,8 +12,8 @@ many steps, as many clips a step, and the checkpoint chosen on the same held-out
 models answer the test clips, also without their pictures, their sound or their words. Each part
 goes on where it was stopped. `collect` scores what is there, and lists what is not. Other settings
 of GRPO from the same cold starts are in `laptop_remedies.toml`, for `affectgpt-r1 ablation`.
-`costs` says what a prompt, a step and the memory are, beside those of the toy: seconds of the
-processor with one thread, in a process of its own each.
+`costs` says what a prompt, a step and the memory are, beside those of the toy, and without each
+thing that saves time: seconds of the processor with one thread, in a process of its own each.
 """
 
 import argparse
@@ -26,11 +26,13 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 import torch
 from transformers import TrainerCallback
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from affectgpt_r1.checkpoints import load_stage
 from affectgpt_r1.coldstart import cold_start, target_text
@@ -218,8 +220,23 @@ class Steps(TrainerCallback):
         self.seconds.append(time.process_time() - self.start)
 
 
-def cost(kind, run):
+def slice_to_head(model, out, labels, **kwargs):
+    "Logits of a slice of hidden states as it lies in memory"
+    return CausalLMOutputWithPast(logits=model.lm_head(out.last_hidden_state),
+                                  past_key_values=out.past_key_values)
+
+
+WITHOUT = {   # what saves time or memory -> what stands for it where it is left out
+    "logits of answers only": ("sft_trainer._answers_only", lambda *given: {}),
+    "equal prompts read once to sample": ("shared_prompts._may_share", lambda *given: False),
+    "answers to a prompt side by side": ("grpo_trainer._side_by_side", list),
+    "a contiguous slice for the head": ("modeling.add_logits", slice_to_head)}
+
+
+def cost(kind, run, without=()):
     "What a model is, and what two steps of the cold start and one of GRPO take with it"
+    for what in without:
+        mock.patch("affectgpt_r1." + WITHOUT[what][0], WITHOUT[what][1]).start()
     torch.set_num_threads(1)
     if kind == "toy":
         toy = cold_started_toy()
@@ -250,10 +267,13 @@ def peak():
 def costs(folder, out):
     record = made_by(f"python benchmarks/laptop.py costs runs/{Path(folder).name} --out "
                      "nbs/results/laptop_costs.json")
-    for kind in ("toy", "bfloat16", "float32"):
+    jobs = {kind: (kind,) for kind in ("toy", "bfloat16", "float32")}
+    jobs |= {f"without {what}": ("bfloat16", (what,)) for what in WITHOUT}
+    jobs["without all of these"] = "bfloat16", tuple(WITHOUT)
+    for name, (kind, *without) in jobs.items():
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            record[kind] = pool.submit(cost, kind, Path(folder)).result()
-        print(kind, record[kind], flush=True)
+            record[name] = pool.submit(cost, kind, Path(folder), *without).result()
+        print(name, record[name], flush=True)
         out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -16,6 +16,7 @@ from peft.helpers import rescale_adapter_scale
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import TrainerCallback
 
+from affectgpt_r1 import sft_trainer
 from affectgpt_r1.checkpoints import load_stage, merge_stage, save_stage, save_start
 from affectgpt_r1.coldstart import cold_start
 from affectgpt_r1.demo import cold_started_toy
@@ -60,6 +61,25 @@ def adapted(toy, tmp_path_factory):
     model, processor, rows = small(toy)
     cold_start(model, processor, rows, out, lora=True, epochs=2, batch_size=4, learning_rate=1e-2)
     return out, logps(toy, model)
+
+
+def test_with_a_frozen_head_only_answers_get_logits(toy, tmp_path, monkeypatch):
+    "The adapters learn the same as with the logits of all positions"
+    kept, answers_only = [], sft_trainer._answers_only
+    def note(head, labels):
+        short = answers_only(head, labels)
+        kept.append(short["logits_to_keep"] / labels.shape[1])
+        return short
+    found = []
+    for cut in (note, lambda *given: {}):
+        monkeypatch.setattr(sft_trainer, "_answers_only", cut)
+        model, processor, rows = small(toy)
+        out = tmp_path / str(len(found))
+        cold_start(model, processor, rows, out, lora=True, epochs=2, batch_size=4)
+        found.append(logps(toy, model))
+    assert len(kept) == 4 and max(kept) < .7
+    assert (found[0] - found[1]).abs().max() < 1e-5
+    assert (found[0] - logps(toy, toy.model)).abs().max() > 1e-3
 
 
 def test_adapters_are_saved_as_adapters_with_the_fusion(adapted):

@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig, AutoModelForCausalLM, BertConfig, BloomConfig, CLIPVisionConfig,
-    CLIPVisionModelWithProjection, CohereConfig, FalconConfig, Gemma2Config, Gemma3Config,
-    Gemma3TextConfig, GPT2Config,
+    CLIPVisionModelWithProjection, CohereConfig, DynamicCache, FalconConfig, Gemma2Config,
+    Gemma3Config, Gemma3TextConfig, GPT2Config,
     GPTNeoXConfig, GraniteConfig, HubertConfig, HubertModel, LlamaConfig, MambaConfig,
     MistralConfig, Olmo2Config, OPTConfig, Phi3Config, PhiConfig, PreTrainedTokenizerFast,
     Qwen2Config, Qwen2VLConfig, Qwen3Config, SmolLM3Config, StableLmConfig, T5Config,
@@ -252,6 +252,31 @@ def packed_difference(model, processor):
     return (rows - packed)[seen].abs().max().item()
 
 
+def prefill_difference(model, processor):
+    "Largest difference of a logit between prompts that are read once and in all their rows"
+    batch = processor.apply_chat_template(
+        [make_prompt(ROW)] * 2 + [make_prompt(ROW | dict(subtitle="No."))] * 2, tokenize=True,
+        return_dict=True, add_generation_prompt=True, padding=True, return_tensors="pt")
+    ids, there = torch.arange(5, 9)[:, None], torch.ones(4, 1).long()
+    read, decoder = [], model.get_base_model().model.language_model
+
+    def next_logits():
+        "Of the first token, which all rows of a prompt share, and of the second, which they do not"
+        cache = DynamicCache(config=decoder.config)
+        first = model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        mask = torch.cat([batch["attention_mask"], there], 1)
+        how = dict(attention_mask=mask, past_key_values=cache, use_cache=True)
+        return torch.cat([first, model(input_ids=ids, **how).logits], 1)
+
+    hook = decoder.register_forward_pre_hook(
+        lambda module, args, given: read.append(len(given["inputs_embeds"])), with_kwargs=True)
+    all_rows = next_logits().detach()   # with gradients nothing is shared
+    with torch.no_grad(): shared = next_logits()
+    hook.remove()
+    assert read == [4, 4, 2, 4]
+    return (all_rows - shared).abs().max().item()
+
+
 @pytest.mark.parametrize("name", GRID)
 def test_a_decoder_is_loaded_taught_saved_and_loaded_again(decoder, name, tmp_path):
     model, processor, folder = decoder(name)
@@ -277,6 +302,7 @@ def test_a_decoder_is_loaded_taught_saved_and_loaded_again(decoder, name, tmp_pa
     takes = takes_packed_rows(model.config, batch["input_ids"].shape[1] + 5)
     assert takes == (name not in ROW_BY_ROW)
     if takes: assert packed_difference(adapted, processor) < 1e-4
+    if takes: assert prefill_difference(adapted, processor) < 1e-4
 
 
 # How a maker's generation_config.json may ask a decoder to write

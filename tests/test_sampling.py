@@ -56,6 +56,17 @@ def test_mean_and_largest_are_logged_and_kept(tmp_path, monkeypatch, dtype):
     assert (done["logp_gap_max"] < 1e-4) == (dtype == torch.float32)
 
 
+def test_the_answers_to_a_prompt_share_a_micro_batch(tmp_path, monkeypatch):
+    "trl shuffles them; sorted, each micro-batch of a group's size holds one group"
+    seen, real = [], HeldOutTrainer._media_of
+    def media_of(self, rows, *args):
+        if "prompt_of" in self.media: seen.append(self.media["prompt_of"][rows].tolist())
+        return real(self, rows, *args)
+    monkeypatch.setattr(HeldOutTrainer, "_media_of", media_of)
+    run(tmp_path)
+    assert seen == [[0]*4, [1]*4]*2
+
+
 def without_sound(self, rows, *args):
     "The loss does not hear what the sampler heard"
     kept = self.media
