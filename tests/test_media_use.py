@@ -144,3 +144,30 @@ def test_an_evaluation_has_it_for_some_clips(monkeypatch):
         scores = stages._stage_scores(ROOT, "grpo", ROWS, "answer", 0, asked, {},
                                       dict(batch_size=2))
         assert seen.get("n") == given and ("media_use" in scores["grpo, greedy"]) == bool(given)
+
+
+def test_claims_collect_it_for_each_run_of_a_grid(tmp_path, monkeypatch):
+    "What has been measured is not measured again"
+    from tools import claims
+
+    (tmp_path / "few.toml").write_text("""seeds = [1, 2]
+[defaults]
+mode = "answer"
+recipe = "acc"
+penalty = ""
+gold = "all"
+steps = 1
+tokens = 8
+trl = {}
+[settings]
+"one setting" = {}
+""")
+    for seed in (1, 2):
+        folder = tmp_path / f"runs/few/one-setting-{seed}"
+        folder.mkdir(parents=True)
+        (folder / "media.csv").write_text(f"setting,seed,change\none setting,{seed},-0.123456\n")
+    monkeypatch.chdir(tmp_path)
+    claims.grid(tmp_path / "few.toml", 1)
+    rows = (tmp_path / "few_media.csv").read_text().splitlines()
+    assert rows == ["setting,seed,change", "one setting,1,-0.12346", "one setting,2,-0.12346"]
+    assert "--grid" in (tmp_path / "few_media.json").read_text()

@@ -1,4 +1,4 @@
-"""The runs that decide nbs/results/claims_rules.toml, ladder.toml and variety.toml, in one command
+"""All runs behind the pages Claims, A ladder of algorithms, and Variety, in one command
 
     make records
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from tools.notebooks import ROOT
 
 CHOSE, FRESH = range(5), range(10, 20)
-GRIDS = ("claims_runs", "ladder", "variety")
+GRIDS = ("claims_runs", "ladder", "variety", "variety_check")
 
 
 def commands():
@@ -28,6 +28,7 @@ def commands():
     yield ["-m", "tools.claims", *runs, "--parts", "media"], None
     for grid in GRIDS:
         yield ["-m", "affectgpt_r1", "ablation", f"nbs/results/{grid}.toml"], None
+    yield ["-m", "tools.claims", "--grid", "nbs/results/claims_runs.toml"], None
 
 
 def main():

@@ -9,7 +9,11 @@ clip sixteen times (_samples.csv: F of the best of k) and the nine sets of MER-U
 The cold start is trained again on each set of channels, from the same untrained decoder, the others
 being taken out of captions and test clips alike (_channels.csv, with the oracle of the corpus).
 And each model answers with face, voice or words silenced, or taken from another clip (_media.csv).
-What has been done is not done again; `--parts media` measures that part only.
+What has been done is not done again; `--parts media` measures that part only. After
+
+    python -m tools.claims --grid nbs/results/claims_runs.toml
+
+so does the model of each run of a grid (claims_runs_media.csv, next to the file).
 """
 
 import argparse
@@ -155,6 +159,53 @@ def measure(folder, part):
     table.to_csv(out, index=False)
 
 
+def grid_media(name, seed, folder, base):
+    "The use of the media by the model of one run of a grid, into `folder/media.csv`"
+    os.environ.update(OFFLINE)
+    import torch
+    from affectgpt_r1.checkpoints import load_stage
+    from affectgpt_r1.media_use import media_use
+    from affectgpt_r1.replication import TutorialRun
+
+    torch.set_num_threads(1)
+    run, trained = TutorialRun(base), (folder / "config.json").is_file()
+    model = (load_stage(folder)[0] if trained else run.model("cold_start")).eval()
+    use = media_use(model, run.processor, run.test, run.mode, run.wheels, seed).reset_index()
+    use.insert(0, "setting", name)
+    use.insert(1, "seed", seed)
+    use.to_csv(folder / "media.csv", index=False)
+
+
+def grid(path, workers):
+    "`grid_media` of each run of a grid that has ended"
+    from affectgpt_r1.ablation import read_ablation
+
+    seeds, settings = read_ablation(path)
+    runs = {
+        (name, seed): Path(f"runs/{path.stem}/{name.replace(' ', '-')}-{seed}")
+        for name in settings
+        for seed in seeds
+    }
+    todo = [
+        (name, seed, folder, Path(f"runs/{settings[name]['mode']}{seed}"))
+        for (name, seed), folder in runs.items()
+        if not (folder / "media.csv").is_file()
+    ]
+    run_jobs(grid_media, todo, workers)
+    tables = [pd.read_csv(folder / "media.csv") for folder in runs.values()]
+    pd.concat(tables).round(5).to_csv(path.with_name(f"{path.stem}_media.csv"), index=False)
+    about = made_by(f"python -m tools.claims --grid nbs/results/{path.name}")
+    path.with_name(f"{path.stem}_media.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def run_jobs(work, jobs, workers):
+    "Jobs in processes of their own"
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        started = as_completed([pool.submit(work, *job) for job in jobs])
+        for job in tqdm(started, total=len(jobs), desc="claims", unit="part"):
+            job.result()
+
+
 def main(folders, workers=2, parts=tuple(PARTS)):
     for folder in folders:
         for stage in STAGES:
@@ -168,16 +219,7 @@ def main(folders, workers=2, parts=tuple(PARTS)):
         for folder in folders
         if not (folder / f"claims/{part}.csv").is_file()
     ]
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1
-    ) as pool:
-        for job in tqdm(
-            as_completed([pool.submit(measure, *x) for x in todo]),
-            total=len(todo),
-            desc="claims",
-            unit="part",
-        ):
-            job.result()
+    run_jobs(measure, todo, workers)
     for part in parts:
         pd.concat([pd.read_csv(folder / f"claims/{part}.csv") for folder in folders]).round(
             5
@@ -192,9 +234,13 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     ap.add_argument(
-        "runs", nargs="+", type=Path, help="run folders of the tutorial, 2 to 10, mode answer"
+        "runs", nargs="*", type=Path, help="run folders of the tutorial, 2 to 10, mode answer"
     )
+    ap.add_argument("--grid", type=Path, help="a grid of runs instead, for the use of the media")
     ap.add_argument("--workers", type=int, default=2, help="parts at once, each on one thread")
     ap.add_argument("--parts", nargs="+", default=tuple(PARTS), choices=PARTS, metavar="PART")
     args = ap.parse_args()
-    main(args.runs, args.workers, args.parts)
+    if args.grid:
+        grid(args.grid, args.workers)
+    else:
+        main(args.runs, args.workers, args.parts)
