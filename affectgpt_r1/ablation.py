@@ -46,12 +46,12 @@ from .wheels import EmotionWheels, load_wheels
 
 # %% ../nbs/machinery/ablation.ipynb #ab34d9b1
 _KINDS = dict(mode=str, recipe=str | dict, penalty=str, gold=str, steps=int, tokens=int, trl=dict)
-_MORE_KINDS = dict(clips=int, watch=int)   # those that a file may leave out
+_KNOWN = _KINDS | dict(clips=int, watch=int)   # those two may be left out
 _CHOICES = dict(mode=("answer", "think"), gold=("all", "first"))
 
-def _read_setting(what, setting):
+def _read_setting(what, defaults, own):
     "A complete setting by its types; raises ValueError for names and values that do not exist"
-    setting = read_settings(setting, _KINDS | _MORE_KINDS, what)
+    setting = read_settings(defaults | own, _KNOWN, what)
     for name, known in _CHOICES.items():
         if setting[name] not in known:
             raise ValueError(f"{what}: {name} {setting[name]!r} is unknown, take one of "
@@ -59,7 +59,7 @@ def _read_setting(what, setting):
     if (watch := setting.get("watch")) and setting["steps"] % watch:
         raise ValueError(f"{what}: the last of {setting['steps']} steps is no look, every {watch}")
     if isinstance(setting["recipe"], str): check_names([setting["recipe"]], REWARD_RECIPES, what)
-    return setting | dict(trl=read_changes("grpo", setting["trl"]))
+    return setting | dict(trl=read_changes("grpo", defaults["trl"] | setting["trl"]))
 
 # %% ../nbs/machinery/ablation.ipynb #78c1ba79
 def _check_parts(path, asked):
@@ -77,12 +77,12 @@ def read_ablation(
     "What an ablation file asks for; raises ValueError that says what is wrong with it"
     asked = read_toml(path)
     _check_parts(path, asked)
-    defaults, settings = asked["defaults"], {}
+    defaults, settings = read_settings(asked["defaults"], _KNOWN, f"{path}: defaults"), {}
     for name, own in asked["settings"].items():
         if unknown := own.keys() - defaults.keys():
             raise ValueError(f"{path}: setting {name!r} has {list_some(unknown)}; "
                              f"the defaults have {list_some(defaults)}")
-        settings[name] = _read_setting(f"{path}: setting {name!r}", defaults | own)
+        settings[name] = _read_setting(f"{path}: setting {name!r}", defaults, own)
     return [read_setting(f"{path}: a seed", seed, int) for seed in asked["seeds"]], settings
 
 # %% ../nbs/machinery/ablation.ipynb #5ca32826

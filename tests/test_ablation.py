@@ -67,6 +67,16 @@ def test_runs_once_and_collects(base, path, tmp_path):
     with pytest.raises(ValueError, match="recall,-P2-3 holds a run of another setting"): run()
 
 
+def test_trl_settings_are_added_to_those_of_the_defaults(path):
+    for own, found in (("", {}), ("{warmup_steps = 5}", dict(warmup_steps=5)),
+                       ("{beta = 0.1}", dict(beta=.1))):
+        trl = f", trl = {own}" if own else ""
+        path.write_text(ABLATION.replace("{steps = 0}", f"{{steps = 0{trl}}}"))
+        assert read_ablation(path)[1]["start"]["trl"] == dict(warmup_steps=0) | found
+    path.write_text(ABLATION.replace("trl = {warmup_steps = 0}", 'trl = "none"'))
+    with pytest.raises(ValueError, match="trl must be a table"): read_ablation(path)
+
+
 def test_what_is_wrong_is_said(base, path, tmp_path):
     with pytest.raises(FileNotFoundError, match="make tutorial"):
         run_ablation(path, str(tmp_path/"{mode}{seed}"))
