@@ -6,10 +6,12 @@
 __all__ = ['answer_logits', 'clips_to_read', 'AffectGRPOTrainer', 'HeldOutTrainer', 'steps_between_samplings']
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #b7c34ed6
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -259,11 +261,18 @@ class _ChoosesBaseline(_SortsAnswers):
             logged.extend(self.totals.tolist())
         return batch
 
+# %% ../nbs/machinery/grpo_trainer.ipynb #e29c0002
+def _reference_of(model):
+    "Stands for trl's `create_model_from_path`, and returns a frozen copy of the model"
+    def copied(*args, **kwargs): return copy.deepcopy(model).eval().requires_grad_(False)
+    return copied
+
 # %% ../nbs/machinery/grpo_trainer.ipynb #ec347ae1
 class AffectGRPOTrainer(_ChoosesBaseline):
     "trl's `GRPOTrainer` with the clip's tensors kept next to each answer, from sampling to loss"
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model, *args, **kwargs):
+        with patch("trl.trainer.grpo_trainer.create_model_from_path", _reference_of(model)):
+            super().__init__(model, *args, **kwargs)
         for callback in (_PromptCheck(self), ClipCheck(self), EpochOrder()):
             self.add_callback(callback)
 

@@ -297,6 +297,26 @@ def test_tags_survive_decoding(lab):
     )
 
 
+@pytest.mark.parametrize("name", ["", "a folder of other weights"])
+def test_the_reference_is_the_model_that_training_began_with(lab, tmp_path, name):
+    "Not what is in the folder that the model once came from, and a model without one has it, too"
+    other, processor = lab["fresh"]()
+    model = lab["started"]()[0]
+    if name: other.save_pretrained(tmp_path / "other")
+    model.config._name_or_path = str(tmp_path / "other") if name else ""
+    t = trainer(
+        lab, model, processor, beta=0.1, max_steps=2, learning_rate=1e-2, max_completion_length=24)
+    with hide_known_warnings(): run_training(t, "all weights")
+    batch = generated(t)
+    ids, mask, n = sequences(batch)
+    media = {k: batch[k] for k in MEDIA_KEYS if k in batch}
+    written = batch["completion_mask"].bool()
+    with torch.no_grad():
+        began, now = [token_logps(m, ids, mask, n, **media) for m in (lab["started"]()[0], t.model)]
+    assert torch.allclose(batch["ref_per_token_logps"][written], began[written], atol=1e-5)
+    assert (now - began)[written].abs().max() > 1e-2
+
+
 def test_without_adapters_the_policy_is_the_reference(lab):
     "Without its adapters and the trained fusion, the policy is the model that training began with"
     model, processor = lab["started"]()
