@@ -100,12 +100,12 @@ def ladder_loss(
 _REUSE = 3   # steps on one batch of answers, if a clip limits them
 _GROUP = dict(scale_rewards="group", num_iterations=_REUSE)
 
-LADDER = {   # algorithm -> settings of `train_grpo`
-    "reinforce": dict(baseline="none", loss_type="dr_grpo", num_iterations=1),
-    "rloo": dict(scale_rewards="none", loss_type="dr_grpo", num_iterations=1),
-    "grpo": _GROUP | dict(loss_type="grpo"),
-    "dr_grpo": dict(scale_rewards="none", loss_type="dr_grpo", num_iterations=_REUSE),
-    "dapo": _GROUP | dict(loss_type="dapo", epsilon_high=.28),
-    "gspo": _GROUP | dict(loss_type="grpo", importance_sampling_level="sequence",
-                          epsilon=3e-4, epsilon_high=4e-4),
-    "cispo": _GROUP | dict(loss_type="cispo", epsilon_high=5.)}
+LADDER = {name: dict(beta=0.) | settings for name, settings in dict(   # for `train_grpo`
+    reinforce=dict(baseline="none", loss_type="dr_grpo", num_iterations=1),
+    rloo=dict(scale_rewards="none", loss_type="dr_grpo", num_iterations=1),
+    grpo=_GROUP | dict(loss_type="grpo"),
+    dr_grpo=dict(scale_rewards="none", loss_type="dr_grpo", num_iterations=_REUSE),
+    dapo=_GROUP | dict(loss_type="dapo", epsilon_high=.28),
+    gspo=_GROUP | dict(loss_type="grpo", importance_sampling_level="sequence",
+                       epsilon=3e-4, epsilon_high=4e-4),
+    cispo=_GROUP | dict(loss_type="cispo", epsilon_high=5.)).items()}

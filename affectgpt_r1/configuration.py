@@ -95,7 +95,7 @@ class _PartsConfig(PreTrainedConfig):
 
 # %% ../nbs/machinery/configuration.ipynb #89e35979
 class _FusionConfig(_PartsConfig):
-    auto_map = {}  # trl asks for it when it reloads a reference model
+    auto_map = {}  # trl asks for it when it loads a model by its name
     head_bias = False  # true where the decoder's head has one, as Phi's
 
     def _set_own(self, fusion, compat, qformer, initializer_range, placeholder_ids, tag_ids):

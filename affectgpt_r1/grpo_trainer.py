@@ -262,16 +262,24 @@ class _ChoosesBaseline(_SortsAnswers):
         return batch
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #e29c0002
-def _reference_of(model):
-    "Stands for trl's `create_model_from_path`, and returns a frozen copy of the model"
-    def copied(*args, **kwargs): return copy.deepcopy(model).eval().requires_grad_(False)
+def _frozen_copy(model):
+    "A copy that keeps nothing of an earlier trainer, whose `forward` would run the original"
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    vars(copied).pop("forward", None)
     return copied
+
+
+@contextmanager
+def _reference_is(model):
+    "In here, trl's trainer takes a copy of the model as its reference"
+    def of_model(*args, **kwargs): return _frozen_copy(model)
+    with patch("trl.trainer.grpo_trainer.create_model_from_path", of_model): yield
 
 # %% ../nbs/machinery/grpo_trainer.ipynb #ec347ae1
 class AffectGRPOTrainer(_ChoosesBaseline):
     "trl's `GRPOTrainer` with the clip's tensors kept next to each answer, from sampling to loss"
     def __init__(self, model, *args, **kwargs):
-        with patch("trl.trainer.grpo_trainer.create_model_from_path", _reference_of(model)):
+        with nullcontext() if isinstance(model, str) else _reference_is(model):
             super().__init__(model, *args, **kwargs)
         for callback in (_PromptCheck(self), ClipCheck(self), EpochOrder()):
             self.add_callback(callback)

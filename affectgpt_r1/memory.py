@@ -181,11 +181,13 @@ def memory_estimate(
     lora: bool = False,                  # Train adapters and fusion, not the whole decoder
     checkpointing: bool = False,         # Gradient checkpointing
     dtype: torch.dtype = torch.float32,  # Of decoder and towers; adapters and fusion have 32 bits
+    reference: bool = False,             # A KL term, which takes a copy of a model without adapters
 ) -> pd.DataFrame:                       # GiB of each component while training and while writing
     "Memory of an AdamW step and of writing, both on cached features"
     text, length = config.get_text_config(), prompt + completion
     model, outer = _model_on_meta(config, lora, dtype)
     weights = weight_bytes(outer)
+    if reference and not lora: weights |= {"the copy for a KL term": sum(weights.values())}
     trained = n_bytes(p for p in outer.parameters() if p.requires_grad)
     kept = _training_bytes(model, outer, (batch, length), dtype, checkpointing)
     train = weights | {"gradients": trained, "AdamW's moments": 2*trained} | kept
@@ -235,10 +237,11 @@ def plan_memory(
     completion: int = 64,                 # Tokens of the longest answer
     lora: bool = False,                   # Train adapters and fusion only?
     dtype: torch.dtype = torch.bfloat16,  # Of the weights that are not trained, or of all
+    reference: bool = False,              # Is there a KL term?
 ) -> dict:  # `micro_batch` and `gradient_checkpointing`, for `train_grpo`
     "The largest micro-batch that fits; raises ValueError where none does"
     for checkpointing in (False, True):
-        how = answers, prompt, completion, lora, checkpointing, dtype
+        how = answers, prompt, completion, lora, checkpointing, dtype, reference
         one, two = _step_estimates(config, gib, *how)
         batch = _largest_batch(_USABLE * gib, answers, one, two)
         if batch >= (1 if checkpointing else min(8, answers)):

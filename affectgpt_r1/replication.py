@@ -24,6 +24,7 @@ from .evaluate import (
 from .fingerprints import code_hash
 from .metrics import ew_difference, seed_interval
 from .processing import AffectGPTProcessor
+from .recipes import training_recipe
 from .records import made_by
 from .stages import ANSWER_KINDS, hold_out, load_run_stage
 from .text_files import read_json
@@ -110,6 +111,16 @@ def _check_code(folder):
     kept.parent.mkdir(exist_ok=True)
     kept.write_text(json.dumps(code))
 
+
+def _check_settings(folders):
+    "Raises ValueError where a run was trained with other settings of GRPO than the first"
+    first, *others = [read_json(Path(folder) / "grpo/run.json") for folder in folders]
+    for folder, about in zip(folders[1:], others):
+        differ = [name for name in training_recipe("toy", "grpo").settings
+                  if about.get(name) != first.get(name)]
+        if differ: raise ValueError(f"{folder} and {folders[0]} cannot be compared: their GRPO "
+                                    f"differs in {', '.join(differ)}")
+
 # %% ../nbs/machinery/replication.ipynb #466631a3
 def _all_replies(run):
     "(stage, kind) -> the replies to the test clips"
@@ -154,6 +165,7 @@ def replicate(
 ) -> dict:
     "Choose the settings of fine-tuning, compare the stages of all runs, and write the result"
     runs = [TutorialRun(folder) for folder in folders]
+    _check_settings(folders)
     for run in runs: _check_code(run.folder)
     held_out = np.array([_held_out_scores(run) for run in runs])
     chosen = SFT_SETTINGS[held_out.mean(0).argmax()]

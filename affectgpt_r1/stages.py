@@ -197,7 +197,8 @@ def _memory_plan(model, recipe, changes):
     answers = settings["num_prompts"] * settings["num_generations"]
     base = unwrap_peft(model)
     return plan_memory(base.config, gib, answers, completion=settings["max_new_tokens"],
-                       lora=bool(settings["lora"]), dtype=base.lm_head.weight.dtype)
+                       lora=bool(settings["lora"]), dtype=base.lm_head.weight.dtype,
+                       reference=bool(settings["beta"]))
 
 # %% ../nbs/machinery/stages.ipynb #22e257b4
 ANSWER_KINDS = dict(greedy={}, sampled=dict(sample=True, temperature=1., top_p=.9))

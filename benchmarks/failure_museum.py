@@ -45,7 +45,7 @@ def run(name, plant, rows, folder, steps):
         log = train_grpo(
             model, processor, Dataset.from_list(rows), ([letters], [1.]), folder / name,
             recipe="toy", num_prompts=3, num_generations=8, steps=steps, max_new_tokens=16,
-            warmup_steps=0, learning_rate=3e-3)
+            warmup_steps=0, learning_rate=3e-3, beta=0.)
     keep = dict(loss="loss", reward="reward", grad_norm="grad_norm", gap="sampling/logp_gap")
     return [dict(fault=name, step=i + 1) | {k: r[v] for k, v in keep.items()}
             for i, r in enumerate(r for r in log if "reward" in r)]

@@ -33,7 +33,7 @@ from affectgpt_r1.omni import make_tiny_omni
 from affectgpt_r1.training import TrainingStopped
 
 GRPO = dict(recipe="toy", lora=True, num_prompts=3, num_generations=2, micro_batch=3, steps=2,
-            max_new_tokens=12, warmup_steps=0, learning_rate=1e-3)
+            max_new_tokens=12, warmup_steps=0, learning_rate=1e-3, beta=0.)
 
 
 def make_clips(folder, n=6):

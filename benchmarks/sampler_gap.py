@@ -53,7 +53,7 @@ def gap(kind, name, run):
         cold_start(model, processor, captions, f"{out}/sft", max_steps=2, warmup_steps=0, lora=True)
         model, _ = load_stage(f"{out}/sft", dtype=dtype)
         train_grpo(model, processor, human, None, f"{out}/grpo", steps=STEPS, warmup_steps=0,
-                   num_prompts=PROMPTS, num_generations=ANSWERS)
+                   num_prompts=PROMPTS, num_generations=ANSWERS, beta=0.)
         about = read_json(f"{out}/grpo/run.json")["done"]
     return dict(parts=kind, numbers=name, mean=about["logp_gap"], largest=about["logp_gap_max"])
 

@@ -101,6 +101,16 @@ def test_records_of_other_code_are_refused(base, tmp_path, monkeypatch):
             ablation._is_finished(folder, setting, base)
 
 
+def test_runs_of_different_recipes_are_not_compared(tmp_path):
+    folders = [tmp_path/name for name in "ab"]
+    for folder, beta in zip(folders, (0., .04)):
+        (folder/"grpo").mkdir(parents=True)
+        (folder/"grpo/run.json").write_text(json.dumps(dict(steps=4, beta=beta)))
+    replication._check_settings(folders[:1] * 2)
+    with pytest.raises(ValueError, match="a cannot be compared: their GRPO differs in beta"):
+        replication._check_settings(folders)
+
+
 def test_a_comparison_goes_on_with_the_same_code_only(tmp_path, monkeypatch):
     for _ in range(2): replication._check_code(tmp_path)
     monkeypatch.setattr(replication, "code_hash", lambda file: "other")
@@ -137,3 +147,15 @@ def test_clips_that_a_setting_cannot_score_are_left_out():
         return len(ablation._scorable(rows, dict(recipe=recipe, gold=gold)))
     assert kept({"recall": 1.}, "all") == 2 and kept({"recall": 1.}, "first") == 1
     assert kept({"recall": 1., "format": .2}, "first") == kept("acc+format", "all") == 3
+
+
+@pytest.mark.parametrize("asked, changes", [({}, {}), (dict(beta=0.), dict(beta=0.))])
+def test_the_weight_of_the_kl_term_reaches_the_pipeline(tmp_path, monkeypatch, asked, changes):
+    "A weight of 0 is asked for, and is not the same as none given"
+    seen = []
+    def ran(notebook, out, parameters, **how):
+        seen.append(parameters["changes"])
+        raise KeyboardInterrupt
+    monkeypatch.setattr(tutorial, "run_notebook", ran)
+    with pytest.raises(KeyboardInterrupt): tutorial.main(run_dir=tmp_path/"run", **asked)
+    assert seen == [changes]

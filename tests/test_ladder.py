@@ -24,6 +24,7 @@ from affectgpt_r1.recipes import training_recipe
 from affectgpt_r1.rewards import accuracy_reward, make_rewards, variety_reward
 from affectgpt_r1.training import trainer_settings
 from affectgpt_r1.wheels import load_wheels
+from tools import as_published
 
 G, LONGEST = 4, 12
 FEW = """
@@ -219,7 +220,7 @@ def test_rules_are_applied_seed_by_seed():
 def test_the_rules_speak_of_what_is_run():
     rules = read_claim_rules(ROOT/"nbs/results/claims_rules.toml")
     seeds, arms = read_ablation(ROOT/"nbs/results/claims_runs.toml")
-    assert seeds == list(range(10, 20))   # no other file has used these
+    assert seeds == list(range(10, 20))   # no recipe was searched for on these
     for rule in rules.values():
         here = {*arms} if "ablation" in rule["command"] else {"cold_start", "sft", "grpo"}
         assert {rule["above"], rule["below"]} <= here
@@ -252,10 +253,31 @@ def test_the_variety_file_is_read_and_compares_the_same_number_of_answers():
     recipe = training_recipe("toy", "grpo").settings
     default = arms["as it is"]
     assert default["steps"] == recipe["steps"] and default["penalty"] == recipe["penalty"]
-    assert default["recipe"] == recipe["rewards"] and not default["trl"]
+    assert default["recipe"] == recipe["rewards"] and default["trl"] == dict(beta=0)
+    assert arms["KL 0.04"]["trl"] == dict(beta=recipe["beta"])   # the winner is the recipe now
     for name, arm in arms.items():
         both = recipe | arm["trl"]
         assert both["num_prompts"]*both["num_generations"] == 96, name
+
+
+def test_what_the_records_take(tmp_path):
+    "Pipelines without a KL term, but for those that have ended; a run with one is refused"
+    def ended(seed, beta):
+        run = tmp_path/f"runs/answer{seed}"
+        (run/"grpo").mkdir(parents=True)
+        (run/"metrics.json").write_text("{}")
+        (run/"grpo/run.json").write_text(json.dumps(dict(beta=beta)))
+    ended(3, 0.)
+    found = [" ".join(c) for c in as_published.commands(tmp_path)]
+    pipelines = [c for c in found if "tools.tutorial" in c]
+    assert len(pipelines) == 14 and all(c.endswith("--beta 0") for c in pipelines)
+    assert not any("answer3 " in c for c in pipelines)
+    grids = [c.split()[-1] for c in found if " ablation " in c]
+    assert [read_ablation(ROOT/g)[1]["cold start" if "check" not in g else "as it is"]["trl"]
+            for g in grids] == [dict(beta=0)] * 4
+    ended(12, .04)
+    with pytest.raises(SystemExit, match="answer12 has a KL term .beta 0.04.*move it away"):
+        [*as_published.commands(tmp_path)]
 
 
 def test_variety_pays_what_is_right_and_different():

@@ -50,6 +50,17 @@ def test_two_layers_tell_what_all_keep(checkpointing):
     assert len(model.model.language_model.layers) == 5 and activations * 2**30 == kept
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_kl_term_takes_a_copy_of_a_model_without_adapters(lora):
+    "With adapters, the model without them is the reference"
+    config = toy_config(300, (3, 4, 5), 2, 1)
+    plain, more = [memory_estimate(config, 2, 4, 16, 8, lora=lora, reference=reference)
+                   for reference in (False, True)]
+    with torch.device("meta"): model = AffectGPTForConditionalGeneration(config)
+    copied = (more - plain.reindex(more.index, fill_value=0)).loc["sum"] * 2**30
+    assert copied.tolist() == pytest.approx([0 if lora else n_bytes(model.parameters())] * 2)
+
+
 def test_every_weight_belongs_to_one_component():
     config = toy_config(300, (3, 4, 5), 2, 1)
     with torch.device("meta"):

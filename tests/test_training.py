@@ -26,6 +26,7 @@ from conftest import ROOT
 from torch import distributed
 from transformers import AutoModelForCausalLM, AutoProcessor, HubertConfig, TrainerCallback
 from trl import GRPOConfig
+from trl.trainer.utils import add_fused_lm_head
 
 import affectgpt_r1.cli as cli
 import affectgpt_r1.coldstart as coldstart
@@ -315,6 +316,20 @@ def test_the_reference_is_the_model_that_training_began_with(lab, tmp_path, name
         began, now = [token_logps(m, ids, mask, n, **media) for m in (lab["started"]()[0], t.model)]
     assert torch.allclose(batch["ref_per_token_logps"][written], began[written], atol=1e-5)
     assert (now - began)[written].abs().max() > 1e-2
+
+
+def test_a_model_of_another_trainer_is_copied_whole(lab):
+    "trl gives the model of a trainer a `forward` of its own, which runs that model only"
+    model, processor = lab["started"]()
+    add_fused_lm_head(model)
+    t = trainer(
+        lab, model, processor, beta=0.1, max_steps=2, learning_rate=1e-2, max_completion_length=24)
+    with hide_known_warnings(): run_training(t, "all weights")
+    ids = processor.tokenizer("happy and sad", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        began, reference, now = [
+            m(input_ids=ids).logits for m in (lab["started"]()[0], t.ref_model, t.model)]
+    assert torch.allclose(reference, began) and (reference - now).abs().max() > 1e-2
 
 
 def test_without_adapters_the_policy_is_the_reference(lab):

@@ -2,7 +2,7 @@
 
     for s in 5 6 7 8 9; do
         for m in answer think; do
-            make tutorial ARGS="--mode $m --seed $s --run-dir runs/$m$s"
+            make tutorial ARGS="--mode $m --seed $s --run-dir runs/$m$s --beta 0"
         done
     done
     python -m tools.thinking --seeds 5 6 7 8 9
@@ -23,7 +23,7 @@ from affectgpt_r1.data import load_mer2025
 from affectgpt_r1.labels import parse_response
 from affectgpt_r1.records import made_by
 from affectgpt_r1.tables import read_column
-from tools.results import OUT
+from tools.results import OUT, command
 
 MODES, SHOWN = ("answer", "think"), 6
 LOGGED = {"f": "answer/f", "written": "answer/written", "tokens": "completions/mean_length"}
@@ -95,12 +95,9 @@ def main(folder, seeds):
         OUT / "thinking_curves.csv", index=False
     )
     pd.DataFrame(shown(folder, seeds[0])).to_csv(OUT / "thinking_answers.csv", index=False)
-    command = [
-        f'make tutorial ARGS="--mode {mode} --seed {seed} --run-dir {run}"'
-        for run, mode, seed in runs
-    ]
-    command.append(f"python -m tools.thinking --seeds {' '.join(map(str, seeds))}")
-    (OUT / "thinking.json").write_text(json.dumps(made_by(command), indent=1) + "\n")
+    commands = [command(run, f"--mode {mode}", f"--seed {seed}") for run, mode, seed in runs]
+    commands.append(f"python -m tools.thinking --seeds {' '.join(map(str, seeds))}")
+    (OUT / "thinking.json").write_text(json.dumps(made_by(commands), indent=1) + "\n")
     print(table.round(3).to_string(index=False))
 
 

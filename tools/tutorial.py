@@ -82,19 +82,23 @@ def main(
     preset="toy",  # How large: "toy", or "smoke" for a trial in a minute
     seed=0,  # Seed of every stage
     mode="answer",  # "answer", or "think" to reason first
+    beta=None,  # Weight of the KL term in GRPO, if not that of the recipe
     # Where everything is written: runs/tutorial, or by default a folder named by what differs from
     # it
     run_dir=None,
 ):
     "Run, write the report, print the table"
-    asked = dict(preset=(preset, "toy"), seed=(seed, 0), mode=(mode, "answer"))
+    asked = dict(
+        preset=(preset, "toy"), seed=(seed, 0), mode=(mode, "answer"), beta=(beta, None)
+    )
     unusual = [f"{name}-{value}" for name, (value, usual) in asked.items() if value != usual]
     run_dir = Path(run_dir or "-".join(["runs/tutorial", *unusual])).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
     results = run_dir / "metrics.json"
     drop_stages(run_dir)
     results.unlink(missing_ok=True)
-    parameters = dict(preset=preset, seed=seed, mode=mode, run_dir=str(run_dir))
+    changes = {} if beta is None else dict(beta=beta)
+    parameters = dict(preset=preset, seed=seed, mode=mode, changes=changes, run_dir=str(run_dir))
     try:
         nb = run_notebook(notebook, run_dir / "pipeline.ipynb", parameters, progress=True)
     except PapermillExecutionError as e:
@@ -118,6 +122,7 @@ if __name__ == "__main__":
     ap.add_argument("--preset", default="toy", choices=["toy", "smoke"])
     ap.add_argument("--seed", default=0, type=int)
     ap.add_argument("--mode", default="answer", choices=["answer", "think"])
+    ap.add_argument("--beta", type=float, help="weight of GRPO's KL term, if not the recipe's")
     ap.add_argument(
         "--run-dir", help="runs/tutorial, with what differs from the defaults in its name"
     )
