@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 from transformers.utils import ModelOutput
 from trl import GRPOConfig, GRPOTrainer
@@ -278,7 +279,11 @@ def _reference_is(model):
 # %% ../nbs/machinery/grpo_trainer.ipynb #ec347ae1
 class AffectGRPOTrainer(_ChoosesBaseline):
     "trl's `GRPOTrainer` with the clip's tensors kept next to each answer, from sampling to loss"
-    def __init__(self, model, *args, **kwargs):
+    def __init__(
+        self,
+        model: AffectGPTForConditionalGeneration | PeftModel | str,  # The policy, or its folder
+        *args, **kwargs   # As trl's
+    ):
         with nullcontext() if isinstance(model, str) else _reference_is(model):
             super().__init__(model, *args, **kwargs)
         for callback in (_PromptCheck(self), ClipCheck(self), EpochOrder()):
