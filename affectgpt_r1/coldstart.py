@@ -16,6 +16,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import TrainerCallback, set_seed
 
+from .alignment import align_fusion
 from .checkpoints import find_base, hide_known_warnings
 from .features import check_features
 from .fingerprints import callback_names, model_state, weights_hash
@@ -112,6 +113,7 @@ def _train(model, processor, dataset, args, settings, validation, callbacks, res
     trainer = AffectSFTTrainer(
         model, args, collator, train_dataset=dataset, eval_dataset=validation,
         processing_class=processor, peft_config=settings["lora"], callbacks=[collator, *callbacks])
+    if settings.get("align") and not resume: align_fusion(trainer.model, processor, dataset)
     log = run_training(trainer, "cold start", resume)
     finish_training(trainer, processor, args.output_dir, log, max_new_tokens, mode)
     return log

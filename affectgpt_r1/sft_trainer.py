@@ -16,7 +16,7 @@ from .chats import check_text, control_tokens, truncate_text
 from .checkpoints import adapters_for
 from .guards import ClipCheck, CountsClips
 from .labels import MODES, check_mode, make_target
-from .modeling import AffectGPTForConditionalGeneration
+from .modeling import AffectGPTForConditionalGeneration, unwrap_peft
 from .processing import TAGS, AffectGPTProcessor, make_prompt
 from .recipes import check_amounts, stage_settings
 from .training import refuse_second_names, trainer_settings
@@ -37,10 +37,17 @@ def sft_settings(
     settings = stage_settings(model, "sft", recipe, changes)
     check_amounts(settings, "batch_size", "max_new_tokens", "max_steps", "save_steps")
     check_mode(settings["mode"], (*MODES, "mixed"))
+    if "align" in settings: settings["align"] = _aligns(model, settings["align"], changes)
     return settings | dict(lora=adapters_for(model, settings["lora"], "lora" in changes))
 
+
+def _aligns(model, asked, changes):
+    "Is the fusion set by regression? A recipe wants that for a model that no stage has trained"
+    is_new = getattr(unwrap_peft(model).config, "reply_mode", None) is None
+    return bool(asked and (is_new or "align" in changes))
+
 # %% ../nbs/machinery/sft_trainer.ipynb #e9ad146d
-_NOT_TRLS = ("mode", "lora", "shuffle_labels", "max_new_tokens")
+_NOT_TRLS = ("mode", "lora", "shuffle_labels", "max_new_tokens", "align")
 
 
 def sft_config(

@@ -5,18 +5,22 @@
         python benchmarks/laptop.py train runs/laptop-think$s --seed $s --mode think
     done
     python benchmarks/laptop.py collect runs/laptop* --out nbs/results/laptop.json
+    python benchmarks/laptop.py starts runs/laptop0 --out nbs/results/laptop_starts.json
     python benchmarks/laptop.py costs runs/laptop0 --out nbs/results/laptop_costs.json
 
 `train` does what `make laptop` does, then fine-tunes the cold start on the clips that GRPO had: as
 many steps, as many clips a step, and the checkpoint chosen on the same held-out clips. Then all
-models answer the test clips, also without their pictures, their sound or their words. Each part
-goes on where it was stopped. `collect` scores what is there, and lists what is not. Other settings
-of GRPO from the same cold starts are in `laptop_remedies.toml`, for `affectgpt-r1 ablation`.
+models answer the test clips, some of them also without pictures, sound or words, or with those of
+another clip. Each part goes on where it was stopped. `collect` scores what is there, and lists what
+is not. Other settings of GRPO from the same cold starts are in `laptop_remedies.toml`, for
+`affectgpt-r1 ablation`. `starts` gives the cold start one epoch in four ways, with and without an
+aligned fusion, and asks each on the held-out clips, also with the media of other clips.
 `costs` says what a prompt, a step and the memory are, beside those of the toy, and without each
 thing that saves time: seconds of the processor with one thread, in a process of its own each.
 """
 
 import argparse
+import inspect
 import json
 import os
 import resource
@@ -41,21 +45,23 @@ from affectgpt_r1.evaluate import constant_baseline, predict_clips, score_predic
 from affectgpt_r1.features import FeatureCache
 from affectgpt_r1.grpo import train_grpo
 from affectgpt_r1.labels import parse_response
+from affectgpt_r1.media_use import media_use
 from affectgpt_r1.metrics import ew_rewards, seed_interval
 from affectgpt_r1.modeling import unwrap_peft
 from affectgpt_r1.parts import load_parts
 from affectgpt_r1.processing import make_prompt
 from affectgpt_r1.real_parts import laptop_parts
 from affectgpt_r1.records import made_by
-from affectgpt_r1.stages import ANSWER_KINDS, hold_out, load_run_stage, run_splits, run_wheels
+from affectgpt_r1.stages import (
+    ANSWER_KINDS, hold_out, load_run_stage, run_evaluation, run_splits, run_wheels)
 from affectgpt_r1.text_files import read_json
 from affectgpt_r1.toy_speech import UNSEEN_SPEAKERS, speaker_of
 from tools.laptop import SHOWN, gain, replies
 from tools.laptop import main as make_run
 
 STAGES = ("cold_start", "tuned", "grpo")
+MEDIA_CLIPS = inspect.signature(run_evaluation).parameters["media_clips"].default
 PAIRS = (("cold_start", "grpo"), ("tuned", "grpo"), ("cold_start", "tuned"))
-SILENCED = dict(face="video", voice="audio", words="subtitle")
 
 
 def fine_tune(run, mode, seed, **changes):
@@ -71,17 +77,17 @@ def fine_tune(run, mode, seed, **changes):
 
 
 def ask(run, mode, seed):
-    "Answers of all models: greedy, sampled, and greedy without one channel"
-    test = run_splits(run)["test"]
-    for stage in STAGES:
-        model, processor = load_run_stage(run, stage)
-        for kind, how in ANSWER_KINDS.items():
-            out = run / f"predictions/{stage}-{kind}.jsonl"
-            predict_clips(model.eval(), processor, test, mode, out, seed=seed, **how)
-        for name, column in SILENCED.items():
-            rows = test.map(lambda row, column=column: {column: ""})
-            out = run / f"predictions/{stage}-no-{name}.jsonl"
-            predict_clips(model.eval(), processor, rows, mode, out, seed=seed)
+    "Answers of the fine-tuned model, and its use of the media, as `run_evaluation` has the others'"
+    test, out = run_splits(run)["test"], run / "tuned/media_use.json"
+    if out.exists():
+        return
+    model, processor = load_run_stage(run, "tuned")
+    for kind, how in ANSWER_KINDS.items():
+        predict_clips(model.eval(), processor, test, mode, run / f"predictions/tuned-{kind}.jsonl",
+                      seed=seed, **how)
+    rows = list(test)[:MEDIA_CLIPS]
+    use = media_use(model, processor, rows, mode, run_wheels(run), seed)
+    out.write_text(use.reset_index().to_json(orient="records"))
 
 
 def train(folder, seed, mode, clips="toy", **steps):
@@ -138,11 +144,19 @@ def settings(run):
 
 def scores(run, mode, parts):
     "Stage -> kind of answers -> part of the test clips -> scores, as far as they are there"
-    kinds = [*ANSWER_KINDS, *(f"no-{name}" for name in SILENCED)]
-    found = {stage: {kind: {name: scored(run, mode, gold, stage, kind)
-                            for name, gold in parts.items()} for kind in kinds} for stage in STAGES}
+    found = {stage: {kind: {name: scored(run, mode, gold, stage, kind) for name, gold
+                            in parts.items()} for kind in ANSWER_KINDS} for stage in STAGES}
     return {stage: {kind: x for kind, x in by_kind.items() if x["all"]}
             for stage, by_kind in found.items()}
+
+
+def use_of_media(run):
+    "Stage -> F without each channel and with that of another clip, as far as it was measured"
+    files = run / "scores.json", run / "tuned/media_use.json"
+    evaluated, tuned = (read_json(file) if file.exists() else {} for file in files)
+    found = {stage: evaluated.get(f"{stage}, greedy", {}).get("media_use") for stage in STAGES}
+    found["tuned"] = tuned
+    return {stage: use for stage, use in found.items() if use}
 
 
 def collect_run(run):
@@ -159,7 +173,8 @@ def collect_run(run):
         seed=seed, mode=mode, clips={k: len(x) for k, x in parts.items()}, stages=stages,
         constant={k: constant_baseline(splits["human"]["labels"], x, wheels)
                   for k, x in parts.items()},
-        missing=[stage for stage in STAGES if len(stages[stage]) < 5], gains=gains,
+        media_use=(use := use_of_media(run)), gains=gains,
+        missing=[stage for stage in STAGES if len(stages[stage]) < 2 or stage not in use],
         settings=settings(run), seconds=read_json(seconds) if seconds.exists() else {},
         shown=shown(run, mode, splits["test"]) if complete else [])
 
@@ -188,6 +203,38 @@ def collect(folders, out):
             said = [f"{kind} {s['all']['ew_f']:.3f}" for kind, s in kinds.items()]
             print(r["mode"], r["seed"], stage, *said)
         print("constant", f"{r['constant']['all']['ew_f']:.3f}", "missing:", r["missing"])
+
+
+STARTS = {   # one epoch of the cold start, and what differs from the recipe
+    "aligned, rate 3e-4 (the recipe)": {}, "not aligned, rate 3e-4": dict(align=False),
+    "aligned, rate 1e-3": dict(learning_rate=1e-3),
+    "not aligned, rate 1e-3": dict(align=False, learning_rate=1e-3)}
+
+
+def start(run, seed, name, **changes):
+    "A short cold start, and what it makes of the held-out human clips"
+    model, processor = load_run_stage(run, "start")
+    splits, wheels = run_splits(run), run_wheels(run)
+    cold_start(model, processor, splits["caption"], run / name, epochs=1, seed=seed, **changes)
+    model, processor = load_run_stage(run, name)
+    held = list(hold_out(splits["human"], seed)[0])
+    gold = {row["name"]: row["labels"] for row in held}
+    table = predict_clips(model.eval(), processor, held)
+    use = media_use(model, processor, held, wheels=wheels, seed=seed)
+    found = score_predictions(gold, table, wheels, "answer")
+    return dict(ew_f=found["ew_f"], ci95=found["ci95"], changes=changes, clips=len(held),
+                media_use=use.reset_index().to_dict("records"))
+
+
+def starts(folder, out):
+    run = Path(folder)
+    seed = read_json(run / "prepared.json")["seed"]
+    record = made_by(f"python benchmarks/laptop.py starts runs/{run.name} --out "
+                     "nbs/results/laptop_starts.json") | dict(seed=seed, starts={})
+    for i, (name, changes) in enumerate(STARTS.items()):
+        record["starts"][name] = start(run, seed, f"start-{i}", **changes)
+        print(name, f"{record['starts'][name]['ew_f']:.3f}", flush=True)
+        out.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=float) + "\n")
 
 
 def texts_of(model, processor, rows):
@@ -291,10 +338,11 @@ def main():
     many.add_argument("folders", nargs="+")
     many.add_argument("--out", type=Path, default=Path("laptop.json"))
     many.set_defaults(do=collect)
-    table = commands.add_parser("costs")
-    table.add_argument("folder")
-    table.add_argument("--out", type=Path, default=Path("laptop_costs.json"))
-    table.set_defaults(do=costs)
+    for name, do in (("starts", starts), ("costs", costs)):
+        table = commands.add_parser(name)
+        table.add_argument("folder")
+        table.add_argument("--out", type=Path, default=Path(f"laptop_{name}.json"))
+        table.set_defaults(do=do)
     args = vars(parser.parse_args())
     args.pop("do")(**args)
 

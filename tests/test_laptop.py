@@ -130,6 +130,8 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
     bench.train(run, 0, "answer", "tiny", **SMALL)
     said = capsys.readouterr().out
     assert "features: done before" in said and "cold start: done before" in said
+    for stage, aligned in (("cold_start", True), ("tuned", False)):
+        assert json.loads((run / stage / "run.json").read_text())["align"] is aligned
     assert (run / "report.md").read_text() in said and "| the best constant answer |" in said
     assert demo.laptop_folder() == run / "grpo"
     assert set(json.loads((run / "seconds.json").read_text())) == set(laptop.STAGES)
@@ -137,7 +139,10 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / "whole.json").read_text())
     (whole,) = record["runs"]
     assert not whole["missing"] and set(whole["stages"]) == {"cold_start", "tuned", "grpo"}
-    assert set(whole["stages"]["grpo"]) == {"greedy", "sampled", "no-face", "no-voice", "no-words"}
+    assert set(whole["stages"]["grpo"]) == {"greedy", "sampled"}
+    for use in (whole["media_use"][stage] for stage in bench.STAGES):
+        assert [(r["channel"], r["how"]) for r in use] == [
+            (c, how) for c in ("face", "voice", "words") for how in ("silenced", "shuffled")]
     scores = json.loads((run / "scores.json").read_text())
     assert whole["stages"]["grpo"]["greedy"]["all"]["ew_f"] == scores["grpo, greedy"]["ew_f"]
     assert len(whole["shown"]) == whole["clips"]["all"] == 2
