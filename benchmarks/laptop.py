@@ -2,19 +2,23 @@
 
     for s in 0 1 2; do
         python benchmarks/laptop.py train runs/laptop$s --seed $s
-        python benchmarks/laptop.py train runs/laptop-think$s --seed $s --mode think
+        python benchmarks/laptop.py train runs/laptop-think$s --seed $s --mode think \\
+            --tokens-of runs/laptop$s
     done
     python benchmarks/laptop.py collect runs/laptop* --out nbs/results/laptop.json
     python benchmarks/laptop.py starts runs/laptop0 --out nbs/results/laptop_starts.json
     python benchmarks/laptop.py costs runs/laptop0 --out nbs/results/laptop_costs.json
 
 `train` does what `make laptop` does, then fine-tunes the cold start on the clips that GRPO had: as
-many steps, as many clips a step, and the checkpoint chosen on the same held-out clips. Then all
+many steps, as many clips a step, and the checkpoint chosen on the same held-out clips. In mode
+think the target is the cold start's own thought and the annotators' labels. Then all
 models answer the test clips, some of them also without pictures, sound or words, or with those of
-another clip. Each part goes on where it was stopped. `collect` scores what is there, and lists what
-is not. Other settings of GRPO from the same cold starts are in `laptop_remedies.toml`, for
-`affectgpt-r1 ablation`. `starts` gives the cold start one epoch in four ways, with and without an
-aligned fusion, and asks each on the held-out clips, also with the media of other clips.
+another clip. Each part goes on where it was stopped. With `--tokens-of`, GRPO is run once more from
+the same cold start, with so many steps that it samples as many tokens as the run that is named:
+thoughts are long. `collect` scores what is there, and lists what is not. Other settings of GRPO
+from the same cold starts are in `laptop_remedies.toml`, for `affectgpt-r1 ablation`. `starts` gives
+the cold start one epoch in four ways, with and without an aligned fusion, and asks each about the
+held-out clips, also with the media of other clips.
 `costs` says what a prompt, a step and the memory are, beside those of the toy, and without each
 thing that saves time: seconds of the processor with one thread, in a process of its own each.
 """
@@ -56,19 +60,32 @@ from affectgpt_r1.stages import (
     ANSWER_KINDS, hold_out, load_run_stage, run_evaluation, run_splits, run_wheels)
 from affectgpt_r1.text_files import read_json
 from affectgpt_r1.toy_speech import UNSEEN_SPEAKERS, speaker_of
-from tools.laptop import SHOWN, gain, replies
+from tools.laptop import SHOWN, gain, replies, said
 from tools.laptop import main as make_run
 
 STAGES = ("cold_start", "tuned", "grpo")
+FEWER = "grpo_same_tokens"   # GRPO with as many tokens as another run
 MEDIA_CLIPS = inspect.signature(run_evaluation).parameters["media_clips"].default
 PAIRS = (("cold_start", "grpo"), ("tuned", "grpo"), ("cold_start", "tuned"))
+
+
+def with_thoughts(run, human, model, processor):
+    "Human clips, which have labels and no description, with the thoughts of the model before them"
+    file = run / "predictions/thoughts.jsonl"
+    table = predict_clips(model.eval(), processor, human, "think", file)
+    thoughts = {name: parse_response(reply).think or "A person speaks."
+                for name, reply in zip(table["name"], table["reply"])}
+    return human.map(lambda row: dict(description=thoughts[row["name"]]))
 
 
 def fine_tune(run, mode, seed, **changes):
     "The cold start, trained further on the human clips, with the steps that GRPO had"
     about = read_json(run / "grpo/run.json")
     model, processor = load_run_stage(run, "cold_start")
-    held, rest = hold_out(run_splits(run)["human"], seed)
+    human = run_splits(run)["human"]
+    if mode == "think":
+        human = with_thoughts(run, human, model, processor)
+    held, rest = hold_out(human, seed)
     settings = dict(
         batch_size=about["num_prompts"], max_steps=about["steps"], learning_rate=5e-4,
         shuffle_labels=True, save_steps=about["save_steps"])
@@ -76,26 +93,52 @@ def fine_tune(run, mode, seed, **changes):
                **settings | changes)
 
 
-def ask(run, mode, seed):
-    "Answers of the fine-tuned model, and its use of the media, as `run_evaluation` has the others'"
-    test, out = run_splits(run)["test"], run / "tuned/media_use.json"
+def tokens_sampled(run):
+    "How many tokens the answers of GRPO had"
+    about, log = (read_json(run / f"grpo/{name}.json") for name in ("run", "log"))
+    lengths = [r["completions/mean_length"] for r in log if "completions/mean_length" in r]
+    return sum(lengths) * about["num_prompts"] * about["num_generations"]
+
+
+def steps_for_tokens(run, other):
+    "The steps of GRPO that give a run as many tokens as another one"
+    steps = read_json(run / "grpo/run.json")["steps"]
+    return max(1, round(steps * tokens_sampled(other) / tokens_sampled(run)))
+
+
+def train_fewer(run, other, mode, seed, **changes):
+    "GRPO with as many tokens as that of another run"
+    steps = steps_for_tokens(run, other)
+    model, processor = load_run_stage(run, "cold_start")
+    held, rest = hold_out(run_splits(run)["human"], seed)
+    how = dict(mode=mode, seed=seed, save_steps=max(1, steps // 4)) | changes | dict(steps=steps)
+    train_grpo(model, processor, rest, how.pop("rewards", None), run / FEWER, validation=held,
+               wheels=run_wheels(run), **how)
+    ask(run, mode, seed, FEWER)
+
+
+def ask(run, mode, seed, stage):
+    "Answers of a model, and its use of the media, as `run_evaluation` has the others'"
+    test, out = run_splits(run)["test"], run / stage / "media_use.json"
     if out.exists():
         return
-    model, processor = load_run_stage(run, "tuned")
+    model, processor = load_run_stage(run, stage)
     for kind, how in ANSWER_KINDS.items():
-        predict_clips(model.eval(), processor, test, mode, run / f"predictions/tuned-{kind}.jsonl",
-                      seed=seed, **how)
+        file = run / f"predictions/{stage}-{kind}.jsonl"
+        predict_clips(model.eval(), processor, test, mode, file, seed=seed, **how)
     rows = list(test)[:MEDIA_CLIPS]
     use = media_use(model, processor, rows, mode, run_wheels(run), seed)
     out.write_text(use.reset_index().to_json(orient="records"))
 
 
-def train(folder, seed, mode, clips="toy", **steps):
+def train(folder, seed, mode, clips="toy", tokens_of=None, **steps):
     "A run, and what it is compared with"
     run = Path(folder)
     make_run(seed, mode, run, clips, **steps)
     fine_tune(run, mode, seed, **steps.get("tuned", {}))
-    ask(run, mode, seed)
+    ask(run, mode, seed, "tuned")
+    if tokens_of:
+        train_fewer(run, Path(tokens_of), mode, seed, **steps.get("grpo", {}))
 
 
 def scored(run, mode, gold, stage, kind):
@@ -114,10 +157,10 @@ def scored(run, mode, gold, stage, kind):
 def shown(run, mode, test):
     "What the policy says before and after about a few clips, and F of each answer"
     wheels, rows = run_wheels(run), []
-    said = {s: replies(run, s) for s in ("cold_start", "grpo")}
+    answers = {s: replies(run, s) for s in ("cold_start", "grpo")}
     for row in test.select(range(min(SHOWN, len(test)))):
         line = dict(subtitle=row["subtitle"], annotators=row["labels"])
-        for stage, texts in said.items():
+        for stage, texts in answers.items():
             found = parse_response(texts[row["name"]], mode)
             f = ew_rewards([row["labels"]], [found.labels], wheels)[0]
             line[stage] = dict(reply=texts[row["name"]], labels=found.labels, f=float(f))
@@ -137,25 +180,41 @@ def settings(run):
     "What the stages were trained with"
     names = ("learning_rate", "epochs", "steps", "max_steps", "batch_size", "num_prompts",
              "num_generations", "max_new_tokens", "rewards", "penalty", "temperature")
-    files = {stage: run / stage / "run.json" for stage in STAGES}
+    files = {stage: run / stage / "run.json" for stage in (*STAGES, FEWER)}
     found = {stage: read_json(file) for stage, file in files.items() if file.exists()}
     return {stage: {k: x[k] for k in names if k in x} for stage, x in found.items()}
+
+
+CURVES = {"rewards/accuracy/mean": "reward", "eval_ew_f": "held_out_f",   # in trl's log -> here
+          "completions/mean_length": "tokens", "entropy": "entropy",
+          "frac_reward_zero_std": "groups_without_a_difference"}
+
+
+def curves(run):
+    "What the log of GRPO says of its steps: name -> [[step, value], …]"
+    file = run / "grpo/log.json"
+    log = read_json(file) if file.exists() else []
+    return {name: [[r["step"], round(r[key], 4)] for r in log if key in r]
+            for key, name in CURVES.items()}
 
 
 def scores(run, mode, parts):
     "Stage -> kind of answers -> part of the test clips -> scores, as far as they are there"
     found = {stage: {kind: {name: scored(run, mode, gold, stage, kind) for name, gold
-                            in parts.items()} for kind in ANSWER_KINDS} for stage in STAGES}
-    return {stage: {kind: x for kind, x in by_kind.items() if x["all"]}
-            for stage, by_kind in found.items()}
+                            in parts.items()} for kind in ANSWER_KINDS}
+             for stage in (*STAGES, FEWER)}
+    found = {stage: {kind: x for kind, x in by_kind.items() if x["all"]}
+             for stage, by_kind in found.items()}
+    return {stage: by_kind for stage, by_kind in found.items() if by_kind or stage != FEWER}
 
 
 def use_of_media(run):
     "Stage -> F without each channel and with that of another clip, as far as it was measured"
-    files = run / "scores.json", run / "tuned/media_use.json"
-    evaluated, tuned = (read_json(file) if file.exists() else {} for file in files)
+    file = run / "scores.json"
+    evaluated = read_json(file) if file.exists() else {}
     found = {stage: evaluated.get(f"{stage}, greedy", {}).get("media_use") for stage in STAGES}
-    found["tuned"] = tuned
+    asked = {stage: run / stage / "media_use.json" for stage in ("tuned", FEWER)}
+    found |= {stage: read_json(file) for stage, file in asked.items() if file.exists()}
     return {stage: use for stage, use in found.items() if use}
 
 
@@ -166,8 +225,8 @@ def collect_run(run):
     splits, wheels = run_splits(run), run_wheels(run)
     parts = parts_of(dict(zip(splits["test"]["name"], splits["test"]["labels"])), seed)
     stages, seconds = scores(run, mode, parts), run / "seconds.json"
-    gains = {f"{b} - {a}, {kind}": gain(run, mode, a, b, kind) for a, b in PAIRS
-             for kind in ANSWER_KINDS if kind in stages[a] and kind in stages[b]}
+    gains = {f"{b} - {a}, {kind}": gain(run, *(said(run, mode, s, kind) for s in (a, b)))
+             for a, b in PAIRS for kind in ANSWER_KINDS if kind in stages[a] and kind in stages[b]}
     complete = all("greedy" in stages[s] for s in ("cold_start", "grpo"))
     return dict(
         seed=seed, mode=mode, clips={k: len(x) for k, x in parts.items()}, stages=stages,
@@ -175,28 +234,47 @@ def collect_run(run):
                   for k, x in parts.items()},
         media_use=(use := use_of_media(run)), gains=gains,
         missing=[stage for stage in STAGES if len(stages[stage]) < 2 or stage not in use],
-        settings=settings(run), seconds=read_json(seconds) if seconds.exists() else {},
+        curves=curves(run), settings=settings(run),
+        seconds=read_json(seconds) if seconds.exists() else {},
         shown=shown(run, mode, splits["test"]) if complete else [])
 
 
-def over_seeds(runs):
-    "Mode and pair -> the mean gain over the seeds, its 95 % interval, and each seed's"
+def over_seeds(gains):
+    "Pair -> the mean gain over the seeds, its 95 % interval, and each seed's; of one dict a seed"
     found = {}
-    for mode in dict.fromkeys(r["mode"] for r in runs):
-        mine = [r for r in runs if r["mode"] == mode]
-        for pair in dict.fromkeys(p for r in mine for p in r["gains"]):
-            d = [r["gains"][pair]["difference"] for r in mine if pair in r["gains"]]
-            more = dict(zip(("mean", "low", "high"), seed_interval(d))) if len(d) > 1 else {}
-            found.setdefault(mode, {})[pair] = more | dict(by_seed=d)
+    for pair in dict.fromkeys(pair for by_pair in gains for pair in by_pair):
+        d = [by_pair[pair]["difference"] for by_pair in gains if pair in by_pair]
+        more = dict(zip(("mean", "low", "high"), seed_interval(d))) if len(d) > 1 else {}
+        found[pair] = more | dict(by_seed=d)
     return found
 
 
+MODE_PAIRS = (("cold_start", "cold_start"), ("tuned", "tuned"), ("grpo", "grpo"), ("grpo", FEWER))
+
+
+def think_minus_answer(answer, think):
+    "Stages -> how much better a run in mode think is than the one in mode answer of its seed"
+    files = {(run, stage, kind): run / f"predictions/{stage}-{kind}.jsonl"
+             for run in (answer, think) for stage in (*STAGES, FEWER) for kind in ANSWER_KINDS}
+    return {f"think {b} - answer {a}, {kind}": gain(
+                answer, said(answer, "answer", a, kind), said(think, "think", b, kind))
+            for a, b in MODE_PAIRS for kind in ANSWER_KINDS
+            if files[answer, a, kind].exists() and files[think, b, kind].exists()}
+
+
 def collect(folders, out):
-    runs = [collect_run(Path(folder)) for folder in folders
-            if Path(folder, "prepared.json").exists()]
-    names = " ".join(f"runs/{Path(folder).name}" for folder in folders)
+    folders = [Path(folder) for folder in folders if Path(folder, "prepared.json").exists()]
+    runs = [collect_run(folder) for folder in folders]
+    found = {(r["mode"], r["seed"]): folder for r, folder in zip(runs, folders)}
+    both = [(found["answer", seed], found["think", seed]) for _, seed in found
+            if {("answer", seed), ("think", seed)} <= found.keys()]
+    names = " ".join(f"runs/{folder.name}" for folder in folders)
     record = made_by(f"python benchmarks/laptop.py collect {names} --out nbs/results/laptop.json")
-    record |= dict(over_seeds=over_seeds(runs), runs=runs)
+    modes = dict.fromkeys(r["mode"] for r in runs)
+    record |= dict(
+        over_seeds={m: over_seeds([r["gains"] for r in runs if r["mode"] == m]) for m in modes},
+        between_modes=over_seeds([think_minus_answer(*pair) for pair in dict.fromkeys(both)]),
+        runs=runs)
     out.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=float) + "\n")
     for r in runs:
         for stage, kinds in r["stages"].items():
@@ -333,6 +411,7 @@ def main():
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--mode", default="answer", choices=["answer", "think"])
     one.add_argument("--clips", default="toy", choices=["toy", "smoke"])
+    one.add_argument("--tokens-of", help="folder of a finished run, to have as many tokens in GRPO")
     one.set_defaults(do=train)
     many = commands.add_parser("collect")
     many.add_argument("folders", nargs="+")

@@ -148,6 +148,30 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
     assert len(whole["shown"]) == whole["clips"]["all"] == 2
     assert record["over_seeds"]["answer"]["grpo - cold_start, greedy"]["by_seed"] == [
         whole["gains"]["grpo - cold_start, greedy"]["difference"]]
+    assert not record["between_modes"]
+    think = tmp_path / "think"
+    bench.train(think, 0, "think", "tiny", run, **SMALL)
+    bench.collect([run, think], tmp_path / "both.json")
+    record = json.loads((tmp_path / "both.json").read_text())
+    assert [r["mode"] for r in record["runs"]] == ["answer", "think"] == [*record["over_seeds"]]
+    pairs = "cold_start", "tuned", "grpo"
+    assert [*record["between_modes"]] == [
+        f"think {b} - answer {a}, {kind}" for a, b in [*zip(pairs, pairs), ("grpo", bench.FEWER)]
+        for kind in ("greedy", "sampled")]
+    assert bench.FEWER in record["runs"][1]["media_use"] and not record["runs"][1]["missing"]
+
+
+def test_as_many_tokens(bench, tmp_path):
+    "A run whose answers are three times as long gets a third of the steps"
+    about = dict(steps=60, num_prompts=8, num_generations=8)
+    for name, length in (("short", 10), ("long", 30)):
+        folder = tmp_path / name / "grpo"
+        folder.mkdir(parents=True)
+        log = [{"completions/mean_length": length}] * 60 + [{"eval_ew_f": 0.5}]
+        (folder / "run.json").write_text(json.dumps(about))
+        (folder / "log.json").write_text(json.dumps(log))
+    assert bench.tokens_sampled(tmp_path / "short") == 10 * 60 * 64
+    assert bench.steps_for_tokens(tmp_path / "long", tmp_path / "short") == 20
 
 
 def test_what_features_asks_for(tmp_path, monkeypatch):
