@@ -14,7 +14,7 @@ many steps, as many clips a step, and the checkpoint chosen on the same held-out
 think the target is the cold start's own thought and the annotators' labels. Then all
 models answer the test clips, some of them also without pictures, sound or words, or with those of
 another clip. Each part goes on where it was stopped. With `--tokens-of`, GRPO is run once more from
-the same cold start, with so many steps that it samples as many tokens as the run that is named:
+the same cold start, with so many steps that it samples as many tokens as the run in mode answer:
 thoughts are long. `collect` scores what is there, and lists what is not. Other settings of GRPO
 from the same cold starts are in `laptop_remedies.toml`, for `affectgpt-r1 ablation`. `starts` gives
 the cold start one epoch in four ways, with and without an aligned fusion, and asks each about the
@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from unittest import mock
@@ -93,22 +94,19 @@ def fine_tune(run, mode, seed, **changes):
                **settings | changes)
 
 
-def tokens_sampled(run):
-    "How many tokens the answers of GRPO had"
-    about, log = (read_json(run / f"grpo/{name}.json") for name in ("run", "log"))
-    lengths = [r["completions/mean_length"] for r in log if "completions/mean_length" in r]
-    return sum(lengths) * about["num_prompts"] * about["num_generations"]
+def steps_for_tokens(run, record, seed):
+    "The steps of GRPO that give a run as many tokens as that in mode answer, of the same seed, had"
+    other = [r for r in read_json(record)["runs"] if (r["mode"], r["seed"]) == ("answer", seed)]
+    if not other:
+        raise ValueError(f"{record} holds no run in mode answer with the seed {seed}")
+    theirs, ours = (sum(length for _, length in found["tokens"])
+                    for found in (other[0]["curves"], curves(run)))
+    return max(1, round(read_json(run / "grpo/run.json")["steps"] * theirs / ours))
 
 
-def steps_for_tokens(run, other):
-    "The steps of GRPO that give a run as many tokens as another one"
-    steps = read_json(run / "grpo/run.json")["steps"]
-    return max(1, round(steps * tokens_sampled(other) / tokens_sampled(run)))
-
-
-def train_fewer(run, other, mode, seed, **changes):
+def train_fewer(run, record, mode, seed, **changes):
     "GRPO with as many tokens as that of another run"
-    steps = steps_for_tokens(run, other)
+    steps = steps_for_tokens(run, record, seed)
     model, processor = load_run_stage(run, "cold_start")
     held, rest = hold_out(run_splits(run)["human"], seed)
     how = dict(mode=mode, seed=seed, save_steps=max(1, steps // 4)) | changes | dict(steps=steps)
@@ -254,27 +252,32 @@ MODE_PAIRS = (("cold_start", "cold_start"), ("tuned", "tuned"), ("grpo", "grpo")
 
 def think_minus_answer(answer, think):
     "Stages -> how much better a run in mode think is than the one in mode answer of its seed"
-    files = {(run, stage, kind): run / f"predictions/{stage}-{kind}.jsonl"
-             for run in (answer, think) for stage in (*STAGES, FEWER) for kind in ANSWER_KINDS}
-    return {f"think {b} - answer {a}, {kind}": gain(
-                answer, said(answer, "answer", a, kind), said(think, "think", b, kind))
-            for a, b in MODE_PAIRS for kind in ANSWER_KINDS
-            if files[answer, a, kind].exists() and files[think, b, kind].exists()}
+    found = {}
+    for (a, b), kind in product(MODE_PAIRS, ANSWER_KINDS):
+        both = answer["stages"].get(a, {}).get(kind), think["stages"].get(b, {}).get(kind)
+        if all(both):
+            before, after = (x["all"]["ew_f"] for x in both)
+            found[f"think {b} - answer {a}, {kind}"] = dict(difference=after - before)
+    return found
 
 
-def collect(folders, out):
+def collect(folders, out, keep=False):
     folders = [Path(folder) for folder in folders if Path(folder, "prepared.json").exists()]
-    runs = [collect_run(folder) for folder in folders]
-    found = {(r["mode"], r["seed"]): folder for r, folder in zip(runs, folders)}
-    both = [(found["answer", seed], found["think", seed]) for _, seed in found
-            if {("answer", seed), ("think", seed)} <= found.keys()]
     names = " ".join(f"runs/{folder.name}" for folder in folders)
-    record = made_by(f"python benchmarks/laptop.py collect {names} --out nbs/results/laptop.json")
-    modes = dict.fromkeys(r["mode"] for r in runs)
-    record |= dict(
-        over_seeds={m: over_seeds([r["gains"] for r in runs if r["mode"] == m]) for m in modes},
-        between_modes=over_seeds([think_minus_answer(*pair) for pair in dict.fromkeys(both)]),
-        runs=runs)
+    about = made_by(f"python benchmarks/laptop.py collect {names}{' --keep' * keep} --out "
+                    "nbs/results/laptop.json")
+    runs = [collect_run(folder) | {k: about[k] for k in ("machine", "date")} for folder in folders]
+    mine = {(r["mode"], r["seed"]) for r in runs}
+    if keep:
+        runs += [r for r in read_json(out)["runs"] if (r["mode"], r["seed"]) not in mine]
+    runs.sort(key=lambda r: (r["mode"], r["seed"]))
+    by_mode = {mode: {r["seed"]: r for r in runs if r["mode"] == mode}
+               for mode in dict.fromkeys(r["mode"] for r in runs)}
+    answer, think = (by_mode.get(mode, {}) for mode in ("answer", "think"))
+    record = about | dict(
+        over_seeds={m: over_seeds([r["gains"] for r in x.values()]) for m, x in by_mode.items()},
+        between_modes=over_seeds([think_minus_answer(answer[seed], think[seed])
+                                  for seed in answer if seed in think]), runs=runs)
     out.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=float) + "\n")
     for r in runs:
         for stage, kinds in r["stages"].items():
@@ -411,11 +414,12 @@ def main():
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--mode", default="answer", choices=["answer", "think"])
     one.add_argument("--clips", default="toy", choices=["toy", "smoke"])
-    one.add_argument("--tokens-of", help="folder of a finished run, to have as many tokens in GRPO")
+    one.add_argument("--tokens-of", help="record of mode answer, to sample as many tokens")
     one.set_defaults(do=train)
     many = commands.add_parser("collect")
     many.add_argument("folders", nargs="+")
     many.add_argument("--out", type=Path, default=Path("laptop.json"))
+    many.add_argument("--keep", action="store_true", help="keep the other runs that --out holds")
     many.set_defaults(do=collect)
     for name, do in (("starts", starts), ("costs", costs)):
         table = commands.add_parser(name)

@@ -150,9 +150,9 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
         whole["gains"]["grpo - cold_start, greedy"]["difference"]]
     assert not record["between_modes"]
     think = tmp_path / "think"
-    bench.train(think, 0, "think", "tiny", run, **SMALL)
-    bench.collect([run, think], tmp_path / "both.json")
-    record = json.loads((tmp_path / "both.json").read_text())
+    bench.train(think, 0, "think", "tiny", tmp_path / "whole.json", **SMALL)
+    bench.collect([think], tmp_path / "whole.json", keep=True)
+    record = json.loads((tmp_path / "whole.json").read_text())
     assert [r["mode"] for r in record["runs"]] == ["answer", "think"] == [*record["over_seeds"]]
     pairs = "cold_start", "tuned", "grpo"
     assert [*record["between_modes"]] == [
@@ -163,15 +163,16 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
 
 def test_as_many_tokens(bench, tmp_path):
     "A run whose answers are three times as long gets a third of the steps"
-    about = dict(steps=60, num_prompts=8, num_generations=8)
-    for name, length in (("short", 10), ("long", 30)):
-        folder = tmp_path / name / "grpo"
-        folder.mkdir(parents=True)
-        log = [{"completions/mean_length": length}] * 60 + [{"eval_ew_f": 0.5}]
-        (folder / "run.json").write_text(json.dumps(about))
-        (folder / "log.json").write_text(json.dumps(log))
-    assert bench.tokens_sampled(tmp_path / "short") == 10 * 60 * 64
-    assert bench.steps_for_tokens(tmp_path / "long", tmp_path / "short") == 20
+    log = [{"step": i, "completions/mean_length": 30} for i in range(60)] + [{"step": 60, "eval_ew_f": 0.5}]
+    folder = tmp_path / "grpo"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(dict(steps=60)))
+    (folder / "log.json").write_text(json.dumps(log))
+    short = dict(mode="answer", seed=0, curves=dict(tokens=[[i, 10] for i in range(60)]))
+    (tmp_path / "record.json").write_text(json.dumps(dict(runs=[short])))
+    assert bench.steps_for_tokens(tmp_path, tmp_path / "record.json", 0) == 20
+    with pytest.raises(ValueError, match="no run in mode answer with the seed 1"):
+        bench.steps_for_tokens(tmp_path, tmp_path / "record.json", 1)
 
 
 def test_what_features_asks_for(tmp_path, monkeypatch):
