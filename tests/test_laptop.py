@@ -163,7 +163,8 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
 
 def test_as_many_tokens(bench, tmp_path):
     "A run whose answers are three times as long gets a third of the steps"
-    log = [{"step": i, "completions/mean_length": 30} for i in range(60)] + [{"step": 60, "eval_ew_f": 0.5}]
+    log = [{"step": i, "completions/mean_length": 30} for i in range(60)]
+    log.append({"step": 60, "eval_ew_f": 0.5})
     folder = tmp_path / "grpo"
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps(dict(steps=60)))
