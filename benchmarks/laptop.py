@@ -17,7 +17,7 @@ another clip. Each part goes on where it was stopped. With `--tokens-of`, GRPO i
 the same cold start, with so many steps that it samples as many tokens as the run in mode answer:
 thoughts are long. `collect` scores what is there, and lists what is not. Other settings of GRPO
 from the same cold starts are in `laptop_remedies.toml`, for `affectgpt-r1 ablation`. `starts` gives
-the cold start one epoch in four ways, with and without an aligned fusion, and asks each about the
+the cold start 80 steps in four ways, with and without an aligned fusion, and asks each about the
 held-out clips, also with the media of other clips.
 `costs` says what a prompt, a step and the memory are, beside those of the toy, and without each
 thing that saves time: seconds of the processor with one thread, in a process of its own each.
@@ -43,6 +43,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from affectgpt_r1.alignment import label_embeddings, media_means
 from affectgpt_r1.checkpoints import load_stage
 from affectgpt_r1.coldstart import cold_start, target_text
 from affectgpt_r1.demo import cold_started_toy
@@ -286,7 +287,7 @@ def collect(folders, out, keep=False):
         print("constant", f"{r['constant']['all']['ew_f']:.3f}", "missing:", r["missing"])
 
 
-STARTS = {   # one epoch of the cold start, and what differs from the recipe
+STARTS = {   # a short cold start, and what differs from the recipe
     "aligned, rate 3e-4 (the recipe)": {}, "not aligned, rate 3e-4": dict(align=False),
     "aligned, rate 1e-3": dict(learning_rate=1e-3),
     "not aligned, rate 1e-3": dict(align=False, learning_rate=1e-3)}
@@ -296,7 +297,7 @@ def start(run, seed, name, **changes):
     "A short cold start, and what it makes of the held-out human clips"
     model, processor = load_run_stage(run, "start")
     splits, wheels = run_splits(run), run_wheels(run)
-    cold_start(model, processor, splits["caption"], run / name, epochs=1, seed=seed, **changes)
+    cold_start(model, processor, splits["caption"], run / name, max_steps=80, seed=seed, **changes)
     model, processor = load_run_stage(run, name)
     held = list(hold_out(splits["human"], seed)[0])
     gold = {row["name"]: row["labels"] for row in held}
@@ -307,11 +308,23 @@ def start(run, seed, name, **changes):
                 media_use=use.reset_index().to_dict("records"))
 
 
+def reach(run, rate=1e-3):
+    "Length of an aligned soft token, and how far it can move in a step of `rate` for each weight"
+    model, processor = load_run_stage(run, "start")
+    captions = run_splits(run)["caption"]
+    V, A, _ = media_means(model, processor, captions)
+    T = label_embeddings(model, processor, captions["labels"])
+    moved = {kind: (rate * X.abs().sum(1).mean() * T.shape[1]**0.5).item()
+             for kind, X in (("video", V), ("audio", A))}
+    return dict(rate=rate, length=T.norm(dim=1).mean().item(), moved=moved)
+
+
 def starts(folder, out):
     run = Path(folder)
     seed = read_json(run / "prepared.json")["seed"]
     record = made_by(f"python benchmarks/laptop.py starts runs/{run.name} --out "
-                     "nbs/results/laptop_starts.json") | dict(seed=seed, starts={})
+                     "nbs/results/laptop_starts.json")
+    record |= dict(seed=seed, reach=reach(run), starts={})
     for i, (name, changes) in enumerate(STARTS.items()):
         record["starts"][name] = start(run, seed, f"start-{i}", **changes)
         print(name, f"{record['starts'][name]['ew_f']:.3f}", flush=True)
