@@ -10,8 +10,9 @@
     python benchmarks/laptop.py costs runs/laptop0 --out nbs/results/laptop_costs.json
 
 `train` does what `make laptop` does, then fine-tunes the cold start on the clips that GRPO had: as
-many steps, as many clips a step, and the checkpoint chosen on the same held-out clips. In mode
-think the target is the cold start's own thought and the annotators' labels. Then all
+many steps, as many clips a step, and the checkpoint chosen on the same held-out clips, as is its
+learning rate, of two. In mode think the target is the cold start's own thought and the annotators'
+labels. Then all
 models answer the test clips, some of them also without pictures, sound or words, or with those of
 another clip. Each part goes on where it was stopped. With `--tokens-of`, GRPO is run once more from
 the same cold start, with so many steps that it samples as many tokens as the run in mode answer:
@@ -66,6 +67,7 @@ from tools.laptop import SHOWN, gain, replies, said
 from tools.laptop import main as make_run
 
 STAGES = ("cold_start", "tuned", "grpo")
+RATES = (1e-4, 3e-4)   # of the fine-tuned rival; the better one on the held-out clips is kept
 FEWER = "grpo_same_tokens"   # GRPO with as many tokens as another run
 MEDIA_CLIPS = inspect.signature(run_evaluation).parameters["media_clips"].default
 PAIRS = (("cold_start", "grpo"), ("tuned", "grpo"), ("cold_start", "tuned"))
@@ -82,17 +84,31 @@ def with_thoughts(run, human, model, processor):
 
 def fine_tune(run, mode, seed, **changes):
     "The cold start, trained further on the human clips, with the steps that GRPO had"
-    about = read_json(run / "grpo/run.json")
-    model, processor = load_run_stage(run, "cold_start")
-    human = run_splits(run)["human"]
+    if (run / "tuned").exists():
+        return
+    about, human = read_json(run / "grpo/run.json"), run_splits(run)["human"]
     if mode == "think":
-        human = with_thoughts(run, human, model, processor)
+        human = with_thoughts(run, human, *load_run_stage(run, "cold_start"))
     held, rest = hold_out(human, seed)
-    settings = dict(
-        batch_size=about["num_prompts"], max_steps=about["steps"], learning_rate=5e-4,
-        shuffle_labels=True, save_steps=about["save_steps"])
-    cold_start(model, processor, rest, run / "tuned", validation=held, mode=mode, seed=seed,
-               **settings | changes)
+    settings = dict(batch_size=about["num_prompts"], max_steps=about["steps"],
+                    shuffle_labels=True, save_steps=about["save_steps"])
+    found = {}
+    for rate in RATES:
+        name = f"tuned-{rate:g}"
+        model, processor = load_run_stage(run, "cold_start")
+        cold_start(model, processor, rest, run / name, validation=held, mode=mode, seed=seed,
+                   learning_rate=rate, **settings | changes)
+        found[name] = held_out_f(run, name, held, mode)
+    (run / max(found, key=found.get)).rename(run / "tuned")
+    (run / "tuned/tried.json").write_text(json.dumps(found))
+
+
+def held_out_f(run, stage, held, mode):
+    "F of the greedy answers of a stage to the held-out clips"
+    model, processor = load_run_stage(run, stage)
+    table = predict_clips(model.eval(), processor, held, mode)
+    gold = dict(zip(held["name"], held["labels"]))
+    return score_predictions(gold, table, run_wheels(run), mode)["ew_f"]
 
 
 def steps_for_tokens(run, record, seed):
@@ -184,6 +200,12 @@ def settings(run):
     return {stage: {k: x[k] for k in names if k in x} for stage, x in found.items()}
 
 
+def tried(run):
+    "F on the held-out clips of each rate that the rival was trained with"
+    file = run / "tuned/tried.json"
+    return read_json(file) if file.exists() else {}
+
+
 CURVES = {"rewards/accuracy/mean": "reward", "eval_ew_f": "held_out_f",   # in trl's log -> here
           "completions/mean_length": "tokens", "entropy": "entropy",
           "frac_reward_zero_std": "groups_without_a_difference"}
@@ -233,7 +255,7 @@ def collect_run(run):
                   for k, x in parts.items()},
         media_use=(use := use_of_media(run)), gains=gains,
         missing=[stage for stage in STAGES if len(stages[stage]) < 2 or stage not in use],
-        curves=curves(run), settings=settings(run),
+        curves=curves(run), settings=settings(run), tried=tried(run),
         seconds=read_json(seconds) if seconds.exists() else {},
         shown=shown(run, mode, splits["test"]) if complete else [])
 
