@@ -25,7 +25,6 @@ thing that saves time: seconds of the processor with one thread, in a process of
 """
 
 import argparse
-import inspect
 import json
 import os
 import resource
@@ -59,17 +58,15 @@ from affectgpt_r1.parts import load_parts
 from affectgpt_r1.processing import make_prompt
 from affectgpt_r1.real_parts import laptop_parts
 from affectgpt_r1.records import made_by
-from affectgpt_r1.stages import (
-    ANSWER_KINDS, hold_out, load_run_stage, run_evaluation, run_splits, run_wheels)
+from affectgpt_r1.stages import ANSWER_KINDS, hold_out, load_run_stage, run_splits, run_wheels
 from affectgpt_r1.text_files import read_json
 from affectgpt_r1.toy_speech import UNSEEN_SPEAKERS, speaker_of
-from tools.laptop import SHOWN, gain, replies, said
+from tools.laptop import MEDIA_CLIPS, SHOWN, gain, replies, said
 from tools.laptop import main as make_run
 
 STAGES = ("cold_start", "tuned", "grpo")
 RATES = (1e-4, 3e-4)   # of the fine-tuned rival; the better one on the held-out clips is kept
 FEWER = "grpo_same_tokens"   # GRPO with as many tokens as another run
-MEDIA_CLIPS = inspect.signature(run_evaluation).parameters["media_clips"].default
 PAIRS = (("cold_start", "grpo"), ("tuned", "grpo"), ("cold_start", "tuned"))
 
 

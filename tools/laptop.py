@@ -37,6 +37,7 @@ SECONDS = {   # of one core of the machine that `UNIT` was measured on, by mode;
     "think": dict(zip(STAGES, (1000, 2000, 7200, 2400)))}
 UNIT = 0.165   # seconds of one core of that machine for `workload`
 SHOWN = 10    # clips in the report
+MEDIA_CLIPS = 50   # on which the use of the media is measured: each is asked about seven times
 
 
 def workload():
@@ -157,7 +158,7 @@ def main(seed=0, mode="answer", run_dir=None, clips="toy", **steps):
         run, clips=clips, model=laptop_parts(), seed=seed, spoken=True))
     clock.run("cold start", lambda: run_cold_start(run, **how, **steps.get("sft", {})))
     clock.run("GRPO", lambda: run_grpo(run, **how, **steps.get("grpo", {})))
-    clock.run("evaluation", lambda: run_evaluation(run, **how))
+    clock.run("evaluation", lambda: run_evaluation(run, **how, media_clips=MEDIA_CLIPS))
     lines = [f"# SmolLM2-135M on clips that speak, seed {seed}, mode {mode}\n", *table(run, mode),
              *answers(run, mode), f"\n{sum(clock.took.values()) / 60:.0f} minutes"]
     print(*lines, sep="\n")
