@@ -158,12 +158,13 @@ def scored(run, mode, gold, stage, kind):
     file = run / f"predictions/{stage}-{kind}.jsonl"
     if not file.exists():
         return None
-    said = replies(run, stage, kind)
-    if not gold.keys() <= said.keys():
+    texts = replies(run, stage, kind)
+    if not gold.keys() <= texts.keys():
         return None
-    s = score_predictions(gold, said, run_wheels(run), mode)
-    return {k: s[k] for k in ("ew_f", "ci95", "ew_precision", "ew_recall", "mean_labels",
-                              "format_rate")}
+    s = score_predictions(gold, texts, run_wheels(run), mode)
+    answers = {frozenset(parse_response(texts[name], mode).labels) for name in gold}
+    kept = "ew_f", "ci95", "ew_precision", "ew_recall", "mean_labels", "format_rate"
+    return {k: s[k] for k in kept} | dict(different_answers=len(answers))
 
 
 def shown(run, mode, test):
