@@ -109,7 +109,7 @@ _TOY_GRPO = dict(
     temperature=(1., "ours"),
     save_steps=(50, "ours"))
 
-# %% ../nbs/machinery/recipes.ipynb #885b0f75
+# %% ../nbs/machinery/recipes.ipynb #a15b0f75
 _SMALL_SFT = _TOY_SFT | dict(
     learning_rate=(3e-4, "ours, not measured"), epochs=(4, "ours, not measured"))
 
@@ -120,6 +120,7 @@ _SMALL_GRPO = _TOY_GRPO | dict(
     steps=(300, "ours, not measured"),
     save_steps=(25, "ours"))
 
+# %% ../nbs/machinery/recipes.ipynb #885b0f75
 _LAPTOP_SFT = _TOY_SFT | dict(
     lora=(True, "as the paper"), warmup_steps=(5, "ours"),
     align=(True, "ours: without it face and voice stay unused"),

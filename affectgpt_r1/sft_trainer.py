@@ -12,6 +12,7 @@ from typing import Any
 from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 
+from .alignment import fusion_to_align
 from .chats import check_text, control_tokens, truncate_text
 from .checkpoints import adapters_for
 from .guards import ClipCheck, CountsClips
@@ -21,12 +22,19 @@ from .processing import TAGS, AffectGPTProcessor, make_prompt
 from .recipes import check_amounts, stage_settings
 from .training import refuse_second_names, trainer_settings
 
-# %% ../nbs/machinery/sft_trainer.ipynb #58cea415
+# %% ../nbs/machinery/sft_trainer.ipynb #a1cea415
 _SECOND_NAMES = dict(   # trl's name -> ours
     output_dir="out", num_train_epochs="epochs", per_device_train_batch_size="batch_size",
     eval_steps="save_steps")
 
 
+def _aligns(model, asked, changes):
+    "Is the fusion set by regression? A recipe wants that for a model that no stage has trained"
+    is_new = getattr(unwrap_peft(model).config, "reply_mode", None) is None
+    if asked and (is_new or "align" in changes): return bool(fusion_to_align(model))
+    return False
+
+# %% ../nbs/machinery/sft_trainer.ipynb #58cea415
 def sft_settings(
     model: AffectGPTForConditionalGeneration | PeftModel,  # Its preset has a recipe
     recipe: str | None,       # A recipe by name; that of the model's preset if None
@@ -40,11 +48,6 @@ def sft_settings(
     if "align" in settings: settings["align"] = _aligns(model, settings["align"], changes)
     return settings | dict(lora=adapters_for(model, settings["lora"], "lora" in changes))
 
-
-def _aligns(model, asked, changes):
-    "Is the fusion set by regression? A recipe wants that for a model that no stage has trained"
-    is_new = getattr(unwrap_peft(model).config, "reply_mode", None) is None
-    return bool(asked and (is_new or "align" in changes))
 
 # %% ../nbs/machinery/sft_trainer.ipynb #e9ad146d
 _NOT_TRLS = ("mode", "lora", "shuffle_labels", "max_new_tokens", "align")

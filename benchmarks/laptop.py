@@ -96,8 +96,9 @@ def fine_tune(run, mode, seed, **changes):
         cold_start(model, processor, rest, run / name, validation=held, mode=mode, seed=seed,
                    learning_rate=rate, **settings | changes)
         found[name] = held_out_f(run, name, held, mode)
-    (run / max(found, key=found.get)).rename(run / "tuned")
-    (run / "tuned/tried.json").write_text(json.dumps(found))
+    best = run / max(found, key=found.get)
+    (best / "tried.json").write_text(json.dumps(found))
+    best.rename(run / "tuned")
 
 
 def held_out_f(run, stage, held, mode):

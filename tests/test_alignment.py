@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from test_convert import COMPAT, save_parts
+from peft import LoraConfig
+from test_convert import COMPAT, save_decoder, save_parts
+from transformers import Gemma2Config
 
 from affectgpt_r1 import coldstart
 from affectgpt_r1.alignment import align_fusion, label_embeddings, media_means, ridge
@@ -71,8 +73,10 @@ def test_each_token_is_the_regression(made, rows, fusion):
     after = tokens(model.model.fusion, processor, rows)
     for i, X in enumerate((torch.cat([V, A], 1), A, V)):
         Z = (X - X.mean(0)) / X.std(0, correction=0)
-        W = torch.linalg.inv(Z.T @ Z / 32 + 0.3 * torch.eye(Z.shape[1])) @ Z.T @ (T - T.mean(0))
-        guess = Z @ W
+        m = X.mean(0) / X.std(0, correction=0)
+        P = torch.eye(len(m)) - torch.outer(m, m) / (m @ m)   # without the direction to zero
+        W = torch.linalg.inv(P @ Z.T @ Z @ P / 32 + 0.3 * torch.eye(len(m))) @ P @ Z.T
+        guess = Z @ P @ W @ (T - T.mean(0))
         guess *= (T - T.mean(0)).norm() / guess.norm()
         assert torch.allclose(after[:, i] - T.mean(0), guess, atol=1e-4 * guess.abs().max())
         near = [torch.cosine_similarity(x[:, i] - T.mean(0), T - T.mean(0)).mean().item()
@@ -91,9 +95,13 @@ def test_clips_that_lack_a_channel_teach_the_other_one(made, rows):
         W, b = ridge(X[on], T[on], 0.3)
         assert not on.all() and torch.allclose(layer.weight.double(), W, atol=1e-5)
         assert torch.allclose(layer.bias.double(), b, atol=1e-4)
-    without = tokens(model.model.fusion, processor, rows.select([1]))[0, 0]   # no video: half of it
+    both = there.all(1)
+    found = tokens(model.model.fusion, processor, rows.select([1]))[0]   # it has no video
+    assert torch.allclose(found[2], T[there[:, 0]].mean(0), atol=1e-4)   # knows nothing: the mean
     inner = model.model.fusion.multi_audio(A[1].float())
-    assert torch.allclose(without, model.model.fusion.multi_proj(inner).double(), atol=1e-5)
+    assert torch.allclose(found[0], model.model.fusion.multi_proj(inner).double(), atol=1e-5)
+    nothing = model.model.fusion.multi_proj(torch.zeros_like(inner)).double()
+    assert torch.allclose(nothing, T[both].mean(0), atol=1e-5)
 
 
 def test_no_clip_has_audio(made, rows):
@@ -114,6 +122,25 @@ def test_a_fusion_without_such_layers_is_refused(made, rows, tmp_path, how, why)
         cold_start(model, processor, rows, tmp_path / "run", epochs=1, lora=None)
 
 
+def test_a_fusion_that_is_not_trained_is_refused(made, rows, tmp_path):
+    "It would be changed, and not saved with the adapters"
+    model, processor = made(preset="laptop")
+    lora = LoraConfig(target_modules=r".*language_model.*\.q_proj", r=2)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="does not train its fusion"):
+        cold_start(model, processor, rows, tmp_path / "run", max_steps=1, lora=lora)
+
+
+def test_embeddings_that_are_scaled(parts, tmp_path):
+    "Gemma multiplies what it looks up; the targets are what its decoder reads"
+    save_decoder(tmp_path / "text", Gemma2Config, 20, head_dim=8)
+    model, processor = load_parts(**parts | dict(text_path=tmp_path / "text"))
+    embed = model.get_input_embeddings()
+    ids = processor.tokenizer(" glad", add_special_tokens=False)["input_ids"]
+    wanted = embed(torch.tensor(ids)).double().mean(0)
+    assert not torch.allclose(wanted, embed.weight[ids].double().mean(0), atol=1e-3)
+    assert torch.allclose(label_embeddings(model, processor, [["glad"]])[0], wanted)
+
+
 def test_the_stages_of_a_run(made, rows, tmp_path, monkeypatch):
     "The first stage aligns what its adapters train, and no later one does; a resumed run neither"
     model, processor = made(preset="laptop")
@@ -122,7 +149,8 @@ def test_the_stages_of_a_run(made, rows, tmp_path, monkeypatch):
 
     def align(model, processor, rows):
         align_fusion(model, processor, rows)
-        seen.append(unwrap_peft(model).model.fusion.modules_to_save["default"].state_dict())
+        fusion = unwrap_peft(model).model.fusion.modules_to_save["default"]
+        seen.append({k: x.clone() for k, x in fusion.state_dict().items()})
 
     monkeypatch.setattr(coldstart, "align_fusion", align)
     how = dict(max_steps=2, batch_size=4, warmup_steps=0, save_steps=1, learning_rate=1e-9)
