@@ -65,8 +65,10 @@ def ridge(
     penalty: float,   # Times the number of clips and the squared weights
 ) -> tuple[Tensor, Tensor]:   # Weights [hidden, features] and bias [hidden]
     "Ridge regression, its guesses stretched to the spread of `T`; zeros give the mean of `T`"
-    mean, scale = X.mean(0), X.std(0, correction=0).clamp(min=1e-6)
-    Z, D, m = (X - mean) / scale, T - T.mean(0), mean / scale
+    mean, scale, D = X.mean(0), X.std(0, correction=0), T - T.mean(0)
+    varies = scale > 1e-6 * X.abs().amax(0)   # and is not the rounding of equal numbers
+    scale = scale.where(varies, 1)
+    Z, m, D = varies * (X - mean) / scale, mean / scale, D * (D.norm() > 1e-6 * T.norm())
     m = m / m.norm().clamp(min=1e-12)   # where zeros lie: features of a clip that lacks these media
     Z = Z - (Z @ m)[:, None] * m
     square = Z.T @ Z + penalty * len(Z) * torch.eye(Z.shape[1], dtype=Z.dtype)
@@ -83,8 +85,10 @@ def _set(layer, weight, bias):
 
 def _set_single(pool, layer, X, T, penalty):
     "The token of one modality"
+    W, b = ridge(X, T, penalty)
+    if not W.any(): return
     if isinstance(pool, Pool): _set(pool.score, 0 * pool.score.weight, 0 * pool.score.bias)
-    _set(layer, *ridge(X, T, penalty))
+    _set(layer, W, b)
 
 # %% ../nbs/machinery/alignment.ipynb #a11a0026
 def _factors(W, width):
@@ -97,6 +101,7 @@ def _factors(W, width):
 def _set_multi(fusion, V, A, T, penalty):
     "The token of both modalities together, each a half of it"
     W, _ = ridge(torch.cat([V, A], 1), T, penalty)
+    if not W.any(): return
     outer, inner = _factors(W, fusion.multi_proj.in_features)
     k, sides = len(inner), inner.split([V.shape[1], A.shape[1]], 1)
     for layer, side, X in zip((fusion.multi_video, fusion.multi_audio), sides, (V, A)):

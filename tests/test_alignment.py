@@ -114,6 +114,24 @@ def test_no_clip_has_audio(made, rows):
     assert {k.split(".")[0] for k in changed} == {"video_pool", "video_proj"}
 
 
+def test_clips_that_give_nothing_to_tell_apart(made, rows):
+    "One clip, or clips with the same labels: the fusion stays as it is, and still sees its clips"
+    model, processor = made()
+    old = {k: x.clone() for k, x in model.model.fusion.state_dict().items()}
+    for few in (rows.select([0]), rows.select([0] * 3), rows.select([0, 16])):
+        align_fusion(model, processor, few)
+        assert all(torch.equal(x, old[k]) for k, x in model.model.fusion.state_dict().items())
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 100])
+def test_rounding_is_nothing_to_learn_from(n):
+    "Equal features, or equal targets, whose mean is not quite any of them"
+    same, other = torch.rand(1, 5).double().repeat(n, 1) + 0.1, torch.randn(n, 5).double()
+    for X, T in ((same, other), (other, same)):
+        W, b = ridge(X, T, 0.3)
+        assert not W.any() and torch.allclose(b, T.mean(0))
+
+
 @pytest.mark.parametrize("how, why", [(dict(fusion="qformer"), "has Q-Formers"),
                                       (COMPAT, "as the released weights")])
 def test_a_fusion_without_such_layers_is_refused(made, rows, tmp_path, how, why):
