@@ -130,7 +130,7 @@ _LAPTOP_SFT = _TOY_SFT | dict(
 
 _LAPTOP_GRPO = _TOY_GRPO | dict(
     lora=(True, "as the paper"), warmup_steps=(5, "ours"),
-    learning_rate=(2e-4, "ours: on one seed, three times as much soon left one word"),
+    learning_rate=(2e-4, "ours, not tuned"),
     beta=_PAPER_GRPO["beta"], num_prompts=(8, "ours"),
     micro_batch=(16, "ours: it changes the memory, not the result"),
     steps=(60, "ours: twenty minutes of one core"), save_steps=(15, "ours"))

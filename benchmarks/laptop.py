@@ -2,26 +2,28 @@
 
     for s in 0 1 2; do
         python benchmarks/laptop.py train runs/laptop$s --seed $s
-        python benchmarks/laptop.py train runs/laptop-think$s --seed $s --mode think \\
-            --tokens-of runs/laptop$s
     done
-    python benchmarks/laptop.py collect runs/laptop* --out nbs/results/laptop.json
+    python benchmarks/laptop.py collect runs/laptop? --out nbs/results/laptop.json
+    for s in 0 1 2; do
+        python benchmarks/laptop.py train runs/laptop-think$s --seed $s --mode think \\
+            --tokens-of nbs/results/laptop.json
+    done
+    python benchmarks/laptop.py collect runs/laptop-think? --keep --out nbs/results/laptop.json
     python benchmarks/laptop.py starts runs/laptop0 --out nbs/results/laptop_starts.json
     python benchmarks/laptop.py costs runs/laptop0 --out nbs/results/laptop_costs.json
 
 `train` does what `make laptop` does, then fine-tunes the cold start on the clips that GRPO had: as
 many steps, as many clips a step, and the checkpoint chosen on the same held-out clips, as is its
 learning rate, of two. In mode think the target is the cold start's own thought and the annotators'
-labels. Then all
-models answer the test clips, some of them also without pictures, sound or words, or with those of
-another clip. Each part goes on where it was stopped. With `--tokens-of`, GRPO is run once more from
-the same cold start, with so many steps that it samples as many tokens as the run in mode answer:
-thoughts are long. `collect` scores what is there, and lists what is not. Other settings of GRPO
-from the same cold starts are in `laptop_remedies.toml`, for `affectgpt-r1 ablation`. `starts` gives
-the cold start 80 steps in four ways, with and without an aligned fusion, and asks each about the
-held-out clips, also with the media of other clips.
-`costs` says what a prompt, a step and the memory are, beside those of the toy, and without each
-thing that saves time: seconds of the processor with one thread, in a process of its own each.
+labels. Then all models answer the test clips, some of them also without pictures, sound or words,
+or with those of another clip. Each part goes on where it was stopped. With `--tokens-of`, GRPO is
+run once more from the same cold start, with so many steps that it samples as many tokens as the run
+in mode answer: thoughts are long. `collect` scores what is there, and lists what is not. Other
+settings of GRPO from the same cold starts are in `laptop_remedies.toml`, for `affectgpt-r1
+ablation`. `starts` gives the cold start 80 steps in four ways, with and without an aligned fusion,
+and asks each about the held-out clips, also with the media of other clips. `costs` says what a
+prompt, a step and the memory are, beside those of the toy, and without each thing that saves time:
+seconds of the processor with one thread, in a process of its own each.
 """
 
 import argparse
@@ -109,13 +111,18 @@ def held_out_f(run, stage, held, mode):
     return score_predictions(gold, table, run_wheels(run), mode)["ew_f"]
 
 
+def answer_run(record, seed):
+    "The run in mode answer of a record; raises ValueError where there is none with this seed"
+    for run in read_json(record)["runs"]:
+        if (run["mode"], run["seed"]) == ("answer", seed):
+            return run
+    raise ValueError(f"{record} holds no run in mode answer with the seed {seed}")
+
+
 def steps_for_tokens(run, record, seed):
     "The steps of GRPO that give a run as many tokens as that in mode answer, of the same seed, had"
-    other = [r for r in read_json(record)["runs"] if (r["mode"], r["seed"]) == ("answer", seed)]
-    if not other:
-        raise ValueError(f"{record} holds no run in mode answer with the seed {seed}")
     theirs, ours = (sum(length for _, length in found["tokens"])
-                    for found in (other[0]["curves"], curves(run)))
+                    for found in (answer_run(record, seed)["curves"], curves(run)))
     return max(1, round(read_json(run / "grpo/run.json")["steps"] * theirs / ours))
 
 
@@ -147,6 +154,8 @@ def ask(run, mode, seed, stage):
 def train(folder, seed, mode, clips="toy", tokens_of=None, **steps):
     "A run, and what it is compared with"
     run = Path(folder)
+    if tokens_of:
+        answer_run(Path(tokens_of), seed)   # an error now, and not after hours
     make_run(seed, mode, run, clips, **steps)
     fine_tune(run, mode, seed, **steps.get("tuned", {}))
     ask(run, mode, seed, "tuned")
