@@ -933,7 +933,7 @@ def test_two_processes_are_one_with_the_same_batch(lab, tmp_path):
     GradientState._reset_state()
     alone, together = (json.loads((p / "log.json").read_text()) for p in (one, two))
     assert (
-        np.allclose(alone, together, atol=1e-5)
+        np.allclose(alone, together, rtol=1e-4, atol=1e-5)   # sums in another order, 32 bits
         and len(alone) == 3
         and any(abs(loss) > 1e-4 for loss, _ in alone)
     )
