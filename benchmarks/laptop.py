@@ -9,6 +9,7 @@
             --tokens-of nbs/results/laptop.json
     done
     python benchmarks/laptop.py collect runs/laptop-think? --keep --out nbs/results/laptop.json
+    python benchmarks/laptop.py remedies runs/laptop? --out nbs/results/laptop_remedies.json
     python benchmarks/laptop.py starts runs/laptop0 --out nbs/results/laptop_starts.json
     python benchmarks/laptop.py costs runs/laptop0 --out nbs/results/laptop_costs.json
 
@@ -18,18 +19,20 @@ learning rate, of two. In mode think the target is the cold start's own thought 
 labels. Then all models answer the test clips, some of them also without pictures, sound or words,
 or with those of another clip. Each part goes on where it was stopped. With `--tokens-of`, GRPO is
 run once more from the same cold start, with so many steps that it samples as many tokens as the run
-in mode answer: thoughts are long. `collect` scores what is there, and lists what is not. Other
-settings of GRPO from the same cold starts are in `laptop_remedies.toml`, for `affectgpt-r1
-ablation`. `starts` gives the cold start 80 steps in four ways, with and without an aligned fusion,
-and asks each about the held-out clips, also with the media of other clips. `costs` says what a
-prompt, a step and the memory are, beside those of the toy, and without each thing that saves time:
-seconds of the processor with one thread, in a process of its own each.
+in mode answer: thoughts are long. `collect` scores what is there, and lists what is not. `remedies`
+runs GRPO with one change to its recipe from the cold starts of some runs, else in the same way, and
+compares it with GRPO by the recipe and with the fine-tuned model. `starts` gives the cold start 80
+steps in four ways, with and without an aligned fusion, and asks each about the held-out clips, also
+with the media of other clips. `costs` says what a prompt, a step and the memory are, beside those
+of the toy, and without each thing that saves time: seconds of the processor with one thread, in a
+process of its own each.
 """
 
 import argparse
 import json
 import os
 import resource
+import shlex
 import sys
 import tempfile
 import time
@@ -126,27 +129,39 @@ def steps_for_tokens(run, record, seed):
     return max(1, round(read_json(run / "grpo/run.json")["steps"] * theirs / ours))
 
 
+def train_again(run, stage, seed, **changes):
+    "GRPO once more from the same cold start, with other settings"
+    model, processor = load_run_stage(run, "cold_start")
+    held, rest = hold_out(run_splits(run)["human"], seed)
+    train_grpo(model, processor, rest, changes.pop("rewards", None), run / stage, validation=held,
+               wheels=run_wheels(run), seed=seed, **changes)
+
+
 def train_fewer(run, record, mode, seed, **changes):
     "GRPO with as many tokens as that of another run"
     steps = steps_for_tokens(run, record, seed)
-    model, processor = load_run_stage(run, "cold_start")
-    held, rest = hold_out(run_splits(run)["human"], seed)
-    how = dict(mode=mode, seed=seed, save_steps=max(1, steps // 4)) | changes | dict(steps=steps)
-    train_grpo(model, processor, rest, how.pop("rewards", None), run / FEWER, validation=held,
-               wheels=run_wheels(run), **how)
+    how = dict(mode=mode, save_steps=max(1, steps // 4)) | changes | dict(steps=steps)
+    train_again(run, FEWER, seed, **how)
     ask(run, mode, seed, FEWER)
+
+
+def answer_test(run, mode, seed, stage):
+    "Answers of a model to the test clips, as `run_evaluation` has the others'; the model"
+    model, processor = load_run_stage(run, stage)
+    for kind, how in ANSWER_KINDS.items():
+        file = run / f"predictions/{stage}-{kind}.jsonl"
+        predict_clips(model.eval(), processor, run_splits(run)["test"], mode, file, seed=seed,
+                      **how)
+    return model, processor
 
 
 def ask(run, mode, seed, stage):
     "Answers of a model, and its use of the media, as `run_evaluation` has the others'"
-    test, out = run_splits(run)["test"], run / stage / "media_use.json"
+    out = run / stage / "media_use.json"
     if out.exists():
         return
-    model, processor = load_run_stage(run, stage)
-    for kind, how in ANSWER_KINDS.items():
-        file = run / f"predictions/{stage}-{kind}.jsonl"
-        predict_clips(model.eval(), processor, test, mode, file, seed=seed, **how)
-    rows = list(test)[:MEDIA_CLIPS]
+    model, processor = answer_test(run, mode, seed, stage)
+    rows = list(run_splits(run)["test"])[:MEDIA_CLIPS]
     use = media_use(model, processor, rows, mode, run_wheels(run), seed)
     out.write_text(use.reset_index().to_json(orient="records"))
 
@@ -317,6 +332,43 @@ def collect(folders, out, keep=False):
         print("constant", f"{r['constant']['all']['ew_f']:.3f}", "missing:", r["missing"])
 
 
+REMEDIES = {   # what could make GRPO gain more -> what differs from the recipe
+    "a KL term": dict(beta=0.04), "groups of 16": dict(num_generations=16, num_prompts=4),
+    "a third of the rate": dict(learning_rate=7e-5),
+    "precision and recall apart": dict(rewards="precision+recall")}
+
+
+def remedy(run, name, **changes):
+    "GRPO with one change from the cold start of a run: how it answers, beside the others"
+    seed, mode = (read_json(run / "grpo/run.json")[key] for key in ("seed", "mode"))
+    stage, change = f"grpo_{name.replace(' ', '_')}", REMEDIES[name]
+    train_again(run, stage, seed, **dict(mode=mode) | changes | change)
+    answer_test(run, mode, seed, stage)
+    test = run_splits(run)["test"]
+    gold = dict(zip(test["name"], test["labels"]))
+    scores = {kind: scored(run, mode, gold, stage, kind) for kind in ANSWER_KINDS}
+    gains = {f"{name} - {other}, {kind}": gain(
+                 run, *(said(run, mode, s, kind) for s in (other, stage)))
+             for other in ("grpo", "tuned") for kind in ANSWER_KINDS}
+    return dict(seed=seed, mode=mode, remedy=name, change=change, scores=scores, gains=gains)
+
+
+def remedies(folders, out, only=None, **changes):
+    "Each remedy from the cold starts of some runs, what was done before taken as it is"
+    runs, names = [Path(folder) for folder in folders], only or [*REMEDIES]
+    told = " ".join([*(f"runs/{run.name}" for run in runs),
+                     *(f"--only {shlex.quote(name)}" for name in only or ())])
+    record = made_by(f"python benchmarks/laptop.py remedies {told} --out "
+                     "nbs/results/laptop_remedies.json")
+    record["runs"] = [remedy(run, name, **changes) for name in names for run in runs]
+    for r in record["runs"]:
+        print(r["remedy"], r["seed"], *(f"{k} {x['ew_f']:.3f}" for k, x in r["scores"].items()))
+    record["over_seeds"] = {
+        name: over_seeds([r["gains"] for r in record["runs"] if r["remedy"] == name])
+        for name in names}
+    out.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=float) + "\n")
+
+
 STARTS = {   # a short cold start, and what differs from the recipe
     "aligned, rate 3e-4 (the recipe)": {}, "not aligned, rate 3e-4": dict(align=False),
     "aligned, rate 1e-3": dict(learning_rate=1e-3),
@@ -464,6 +516,11 @@ def main():
     many.add_argument("--out", type=Path, default=Path("laptop.json"))
     many.add_argument("--keep", action="store_true", help="keep the other runs that --out holds")
     many.set_defaults(do=collect)
+    others = commands.add_parser("remedies")
+    others.add_argument("folders", nargs="+")
+    others.add_argument("--only", action="append", choices=REMEDIES, help="not all remedies")
+    others.add_argument("--out", type=Path, default=Path("laptop_remedies.json"))
+    others.set_defaults(do=remedies)
     for name, do in (("starts", starts), ("costs", costs)):
         table = commands.add_parser(name)
         table.add_argument("folder")

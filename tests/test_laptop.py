@@ -1,7 +1,5 @@
 """The preset `laptop`: what its encoder hears, its stages, and a model that is asked by command"""
 
-import json
-
 import importlib.util
 import json
 import re
@@ -14,13 +12,11 @@ from test_convert import save_parts, save_whisper
 from transformers import AutoModelForCausalLM, WhisperConfig, WhisperModel
 
 from affectgpt_r1 import demo, encoders, real_parts, stages
-from affectgpt_r1.ablation import read_ablation
 from affectgpt_r1.cli import main
 from affectgpt_r1.features import encoder_fingerprint
 from affectgpt_r1.inference import AffectGPT
 from affectgpt_r1.modeling import segment_features
 from affectgpt_r1.parts import load_parts
-from affectgpt_r1.recipes import training_recipe
 from affectgpt_r1.rehearsal import even_tokens
 from affectgpt_r1.stages import prepare_run
 from tools import laptop
@@ -149,6 +145,12 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
     assert record["over_seeds"]["answer"]["grpo - cold_start, greedy"]["by_seed"] == [
         whole["gains"]["grpo - cold_start, greedy"]["difference"]]
     assert not record["between_modes"]
+    monkeypatch.setitem(bench.REMEDIES, "a KL term", dict(beta=0.5))
+    bench.remedies([run], tmp_path / "others.json", ["a KL term"], **SMALL["grpo"])
+    (other,) = json.loads((tmp_path / "others.json").read_text())["runs"]
+    assert json.loads((run / "grpo_a_KL_term/run.json").read_text())["beta"] == 0.5
+    assert set(other["scores"]) == {"greedy", "sampled"} and list(other["gains"]) == [
+        f"a KL term - {s}, {k}" for s in ("grpo", "tuned") for k in ("greedy", "sampled")]
     think = tmp_path / "think"
     bench.train(think, 0, "think", "tiny", tmp_path / "whole.json", **SMALL)
     bench.collect([think], tmp_path / "whole.json", keep=True)
@@ -205,10 +207,3 @@ def test_what_make_test_installs_is_the_decoder():
     names = re.search(r"\^\(([\w|-]+)\)==", (ROOT / "Makefile").read_text())[1].split("|")
     asked = real_parts._PARTS["text_path"].packages.values()
     assert sorted(names) == sorted(what.split("==")[0] for what in asked)
-
-
-def test_remedies_differ_in_one_setting_each():
-    _, settings = read_ablation(ROOT / "benchmarks/laptop_remedies.toml")
-    usual = settings.pop("as it is")
-    assert usual["steps"] == training_recipe("laptop", "grpo").settings["steps"]
-    assert all(sum(x[k] != usual[k] for k in usual) == 1 for x in settings.values())
