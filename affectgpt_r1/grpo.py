@@ -21,7 +21,7 @@ from transformers import TrainerCallback, set_seed
 from .checkpoints import find_base, hide_known_warnings
 from .features import check_features
 from .grpo_runs import (
-    grpo_config, grpo_rewards, grpo_settings, open_grpo_run, read_completions)
+    grpo_config, grpo_rewards, grpo_settings, open_grpo_run, read_completions, reward_fields)
 from .grpo_trainer import AffectGRPOTrainer, HeldOutTrainer
 from .guards import check_clips_reach_policy, guard_rewards
 from .inference import generate_replies, generation_config
@@ -152,6 +152,7 @@ def train_grpo(
     **changes: Any                       # What differs from the recipe, as `steps` or `beta`
 ) -> list[dict]:                         # trl's log history
     "GRPO on the given rewards; saves all weights or adapters to `out`"
+    changes = reward_fields(rewards) | changes
     settings = _prepare(model, processor, (dataset, validation), recipe, changes)
     rewards, rows = grpo_rewards(rewards, settings, wheels), (dataset, validation)
     args = grpo_config(out, processor, rows, settings, rewards[1])

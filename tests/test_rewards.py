@@ -1,5 +1,6 @@
 "Rewards: what they give for odd input, without torch, and inside the trainers that call them"
 import inspect
+import json
 import subprocess
 import sys
 import time
@@ -511,17 +512,20 @@ def test_frozen_score_of_thoughts(lab):
 
 @pytest.mark.parametrize("name", ["precision+recall", "all-five"])
 def test_recipes_train(lab, name):
-    "Two steps through trl: each component is logged by its name, with the recipe's settings"
+    "Two steps through trl: each component is logged by its name, and a name brings its settings"
     import copy
 
     from affectgpt_r1.grpo import train_grpo
-    recipe, model = REWARD_RECIPES[name], copy.deepcopy(lab.model)
-    judge = likelihood_judge(frozen_score(model, lab.processor))
-    rewards = make_rewards(recipe, wheels, judge=judge)
+    recipe, model, rewards = REWARD_RECIPES[name], copy.deepcopy(lab.model), name
+    if name == "all-five":   # needs a judge
+        judge = likelihood_judge(frozen_score(model, lab.processor))
+        rewards = make_rewards(recipe, wheels, judge=judge)
     log = train_grpo(model, lab.processor, lab.human, rewards, lab.root/name, mode=recipe.modes[0],
-                     steps=2, num_prompts=2, num_generations=4, max_new_tokens=8, **recipe.trl)
+                     steps=2, num_prompts=2, num_generations=4, max_new_tokens=8)
     want = {"answer/words", "frac_reward_zero_std", "completions/clipped_ratio"}
     assert {f"rewards/{c}/mean" for c, _ in recipe.weights} | want <= log[0].keys()
+    about = json.loads((lab.root / name / "run.json").read_text())
+    assert {field: about[field] for field in recipe.trl} == recipe.trl
 
 
 # alarms
