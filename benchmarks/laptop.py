@@ -31,12 +31,14 @@ process of its own each.
 import argparse
 import json
 import os
+import re
 import resource
 import shlex
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -54,7 +56,7 @@ from affectgpt_r1.coldstart import cold_start, target_text
 from affectgpt_r1.demo import cold_started_toy
 from affectgpt_r1.evaluate import constant_baseline, predict_clips, score_predictions
 from affectgpt_r1.features import FeatureCache
-from affectgpt_r1.grpo import train_grpo
+from affectgpt_r1.grpo import held_out_score, train_grpo
 from affectgpt_r1.labels import parse_response
 from affectgpt_r1.media_use import media_use
 from affectgpt_r1.metrics import ew_rewards, seed_interval
@@ -84,6 +86,16 @@ def with_thoughts(run, human, model, processor):
     return human.map(lambda row: dict(description=thoughts[row["name"]]))
 
 
+class HeldOutF(TrainerCallback):
+    "Has a checkpoint chosen as GRPO's is: by F of the answers to held-out clips, not by their loss"
+
+    def __init__(self, score):
+        self.score = score
+
+    def on_evaluate(self, args, state, control, metrics, model, **kwargs):
+        metrics["eval_ew_f"] = self.score(model)["ew_f"]
+
+
 def fine_tune(run, mode, seed, **changes):
     "The cold start, trained further on the human clips, with the steps that GRPO had"
     if (run / "tuned").exists():
@@ -93,13 +105,16 @@ def fine_tune(run, mode, seed, **changes):
         human = with_thoughts(run, human, *load_run_stage(run, "cold_start"))
     held, rest = hold_out(human, seed)
     settings = dict(batch_size=about["num_prompts"], max_steps=about["steps"],
-                    shuffle_labels=True, save_steps=about["save_steps"])
+                    shuffle_labels=True, save_steps=about["save_steps"],
+                    metric_for_best_model="ew_f", greater_is_better=True)
     found = {}
     for rate in RATES:
         name = f"tuned-{rate:g}"
         model, processor = load_run_stage(run, "cold_start")
+        score = partial(held_out_score, processor=processor, dataset=held, mode=mode,
+                        wheels=run_wheels(run))
         cold_start(model, processor, rest, run / name, validation=held, mode=mode, seed=seed,
-                   learning_rate=rate, **settings | changes)
+                   learning_rate=rate, callbacks=[HeldOutF(score)], **settings | changes)
         found[name] = held_out_f(run, name, held, mode)
     best = run / max(found, key=found.get)
     (best / "tried.json").write_text(json.dumps(found))
@@ -234,9 +249,9 @@ CURVES = {"rewards/accuracy/mean": "reward", "eval_ew_f": "held_out_f",   # in t
           "frac_reward_zero_std": "groups_without_a_difference"}
 
 
-def curves(run):
+def curves(run, stage="grpo"):
     "What the log of GRPO says of its steps: name -> [[step, value], …]"
-    file = run / "grpo/log.json"
+    file = run / stage / "log.json"
     log = read_json(file) if file.exists() else []
     return {name: [[r["step"], round(r[key], 4)] for r in log if key in r]
             for key, name in CURVES.items()}
@@ -272,12 +287,13 @@ def collect_run(run):
     gains = {f"{b} - {a}, {kind}": gain(run, *(said(run, mode, s, kind) for s in (a, b)))
              for a, b in PAIRS for kind in ANSWER_KINDS if kind in stages[a] and kind in stages[b]}
     complete = all("greedy" in stages[s] for s in ("cold_start", "grpo"))
+    wanted = (*STAGES, FEWER) if mode == "think" else STAGES
     return dict(
         seed=seed, mode=mode, clips={k: len(x) for k, x in parts.items()}, stages=stages,
         constant={k: constant_baseline(splits["human"]["labels"], x, wheels)
                   for k, x in parts.items()},
         media_use=(use := use_of_media(run)), gains=gains,
-        missing=[stage for stage in STAGES if len(stages[stage]) < 2 or stage not in use],
+        missing=[s for s in wanted if len(stages.get(s, ())) < 2 or s not in use],
         curves=curves(run), settings=settings(run), tried=tried(run),
         seconds=read_json(seconds) if seconds.exists() else {},
         shown=shown(run, mode, splits["test"]) if complete else [])
@@ -312,7 +328,7 @@ def collect(folders, out, keep=False):
     names = " ".join(f"runs/{folder.name}" for folder in folders)
     about = made_by(f"python benchmarks/laptop.py collect {names}{' --keep' * keep} --out "
                     "nbs/results/laptop.json")
-    runs = [collect_run(folder) | {k: about[k] for k in ("machine", "date")} for folder in folders]
+    runs = [collect_run(folder) | about for folder in folders]
     mine = {(r["mode"], r["seed"]) for r in runs}
     if keep:
         runs += [r for r in read_json(out)["runs"] if (r["mode"], r["seed"]) not in mine]
@@ -333,40 +349,55 @@ def collect(folders, out, keep=False):
 
 
 REMEDIES = {   # what could make GRPO gain more -> what differs from the recipe
-    "a KL term": dict(beta=0.04), "groups of 16": dict(num_generations=16, num_prompts=4),
+    "a KL term": dict(beta=0.04),
+    "groups of 16, half the clips": dict(num_generations=16, num_prompts=4),
     "a third of the rate": dict(learning_rate=7e-5),
     "precision and recall apart": dict(rewards="precision+recall")}
+
+
+def check_answers(run, mode, gold):
+    "Raises ValueError where the models that remedies are compared with have not answered"
+    for stage, kind in product(("grpo", "tuned"), ANSWER_KINDS):
+        if not scored(run, mode, gold, stage, kind):
+            raise ValueError(f"{run}: the {kind} answers of {stage} are not complete; run "
+                             "`python benchmarks/laptop.py train` with this folder first")
 
 
 def remedy(run, name, **changes):
     "GRPO with one change from the cold start of a run: how it answers, beside the others"
     seed, mode = (read_json(run / "grpo/run.json")[key] for key in ("seed", "mode"))
-    stage, change = f"grpo_{name.replace(' ', '_')}", REMEDIES[name]
-    train_again(run, stage, seed, **dict(mode=mode) | changes | change)
-    answer_test(run, mode, seed, stage)
     test = run_splits(run)["test"]
     gold = dict(zip(test["name"], test["labels"]))
+    check_answers(run, mode, gold)
+    stage, change = "grpo_" + re.sub(r"\W+", "_", name), REMEDIES[name]
+    train_again(run, stage, seed, **dict(mode=mode) | changes | change)
+    answer_test(run, mode, seed, stage)
     scores = {kind: scored(run, mode, gold, stage, kind) for kind in ANSWER_KINDS}
     gains = {f"{name} - {other}, {kind}": gain(
                  run, *(said(run, mode, s, kind) for s in (other, stage)))
              for other in ("grpo", "tuned") for kind in ANSWER_KINDS}
-    return dict(seed=seed, mode=mode, remedy=name, change=change, scores=scores, gains=gains)
+    print(name, seed, *(f"{kind} {x['ew_f']:.3f}" for kind, x in scores.items()), flush=True)
+    return dict(seed=seed, mode=mode, remedy=name, change=change, scores=scores, gains=gains,
+                curves=curves(run, stage))
 
 
 def remedies(folders, out, only=None, **changes):
-    "Each remedy from the cold starts of some runs, what was done before taken as it is"
+    "Each remedy from the cold starts of some runs; what was done before stays in the record"
     runs, names = [Path(folder) for folder in folders], only or [*REMEDIES]
     told = " ".join([*(f"runs/{run.name}" for run in runs),
                      *(f"--only {shlex.quote(name)}" for name in only or ())])
-    record = made_by(f"python benchmarks/laptop.py remedies {told} --out "
-                     "nbs/results/laptop_remedies.json")
-    record["runs"] = [remedy(run, name, **changes) for name in names for run in runs]
-    for r in record["runs"]:
-        print(r["remedy"], r["seed"], *(f"{k} {x['ew_f']:.3f}" for k, x in r["scores"].items()))
-    record["over_seeds"] = {
-        name: over_seeds([r["gains"] for r in record["runs"] if r["remedy"] == name])
-        for name in names}
-    out.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=float) + "\n")
+    about = made_by(f"python benchmarks/laptop.py remedies {told} --out "
+                    "nbs/results/laptop_remedies.json")
+    for name, run in product(names, runs):
+        found = remedy(run, name, **changes) | about
+        before = read_json(out)["runs"] if out.exists() else []
+        keys = "remedy", "mode", "seed"
+        kept = [r for r in before if [r[k] for k in keys] != [found[k] for k in keys]]
+        done = sorted([*kept, found], key=lambda r: ([*REMEDIES].index(r["remedy"]), r["seed"]))
+        by_name = {r["remedy"]: [x["gains"] for x in done if x["remedy"] == r["remedy"]]
+                   for r in done}
+        record = dict(over_seeds={k: over_seeds(x) for k, x in by_name.items()}, runs=done)
+        out.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=float) + "\n")
 
 
 STARTS = {   # a short cold start, and what differs from the recipe

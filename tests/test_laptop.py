@@ -145,12 +145,23 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
     assert record["over_seeds"]["answer"]["grpo - cold_start, greedy"]["by_seed"] == [
         whole["gains"]["grpo - cold_start, greedy"]["difference"]]
     assert not record["between_modes"]
-    monkeypatch.setitem(bench.REMEDIES, "a KL term", dict(beta=0.5))
-    bench.remedies([run], tmp_path / "others.json", ["a KL term"], **SMALL["grpo"])
-    (other,) = json.loads((tmp_path / "others.json").read_text())["runs"]
-    assert json.loads((run / "grpo_a_KL_term/run.json").read_text())["beta"] == 0.5
-    assert set(other["scores"]) == {"greedy", "sampled"} and list(other["gains"]) == [
+    about = json.loads((run / "tuned/run.json").read_text())
+    assert about["metric_for_best_model"] == "ew_f" and about["callbacks"][0].startswith("HeldOutF")
+    file = tmp_path / "others.json"
+    for name in ("a third of the rate", "a KL term"):   # the second time nothing is trained
+        bench.remedies([run], file, ["a KL term"], **SMALL["grpo"])
+        if name != "a KL term": file.write_text(file.read_text().replace("a KL term", name))
+    others = json.loads(file.read_text())   # it keeps what it held
+    assert json.loads((run / "grpo_a_KL_term/run.json").read_text())["beta"] == 0.04
+    assert [r["remedy"] for r in others["runs"]] == ["a KL term", "a third of the rate"]
+    assert set(others["runs"][0]["scores"]) == {"greedy", "sampled"}
+    assert [*others["over_seeds"]["a KL term"]] == [
         f"a KL term - {s}, {k}" for s in ("grpo", "tuned") for k in ("greedy", "sampled")]
+    (run / "predictions/tuned-greedy.jsonl").rename(tmp_path / "away")
+    with pytest.raises(ValueError, match="greedy answers of tuned are not complete"):
+        bench.remedies([run], file, ["a KL term"])
+    with pytest.raises(ValueError, match="holds a run with {'seed': 0, 'mode': 'answer'"):
+        laptop.main(0, "answer", run)   # with all clips
     think = tmp_path / "think"
     bench.train(think, 0, "think", "tiny", tmp_path / "whole.json", **SMALL)
     bench.collect([think], tmp_path / "whole.json", keep=True)

@@ -145,11 +145,21 @@ def answers(run, mode, n=SHOWN):
         yield f"| {row['subtitle']} | {', '.join(row['labels'])} | {texts[0]} | {texts[1]} |"
 
 
+def open_run(run, asked):
+    "Note what a folder is for; raises ValueError where it holds a run with other settings"
+    run.mkdir(parents=True, exist_ok=True)
+    file = run / "asked.json"
+    if file.exists() and (before := read_json(file)) != asked:
+        raise ValueError(f"{run} holds a run with {before}, and {asked} is asked for: take another "
+                         "folder, or delete this one")
+    file.write_text(json.dumps(asked))
+
+
 def main(seed=0, mode="answer", run_dir=None, clips="toy", **steps):
     "All stages; each one goes on where it was stopped"
-    unusual = [f"-{x}" for x, usual in ((mode, "answer"), (f"seed-{seed}", "seed-0")) if x != usual]
-    run = Path(run_dir or f"runs/laptop{''.join(unusual)}")
-    run.mkdir(parents=True, exist_ok=True)
+    usual = {mode: "answer", f"seed-{seed}": "seed-0", clips: "toy"}
+    run = Path(run_dir or "-".join(["runs/laptop", *(x for x, y in usual.items() if x != y)]))
+    open_run(run, dict(seed=seed, mode=mode, clips=clips))
     hf_logging.disable_progress_bar()
     disable_progress_bar()
     clock, how = Clock(run, mode), dict(mode=mode, seed=seed)
