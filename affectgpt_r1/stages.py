@@ -92,7 +92,7 @@ def prepare_run(
     model: str | dict | None = None,   # Checkpoint, Qwen-Omni, or arguments of `load_parts`
     preset: str = "toy",               # Size of a new model: "toy" or "small"
     seed: int = 0,                     # Of clips, weights and training
-    spoken: bool = False,              # Let a synthesiser say the subtitles of a generated corpus
+    spoken: bool | str = False,        # Of a generated corpus, as in `make_toy_corpus`
     **settings: Any                    # Of `train_towers`, for a new model; of a thinker's clips
 ) -> None:
     "Write what the run is, its first model, and the features of all clips"

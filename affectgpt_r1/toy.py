@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from .toy_corpus import (
     LABEL_FILES, NAME_PREFIXES, claim_folder, write_annotations, write_media)
-from .toy_speech import espeak_folder
+from .toy_speech import check_voices
 from .toy_states import State, clip_rng, draw_state
 from .toy_words import caption_labels, describe, human_labels
 
@@ -22,11 +22,12 @@ TOY_SIZES = dict(    # clips of each split, and of each test set of MER-UniBench
     demo=dict(caption=240, human=48, test=32, unibench=1),
     tiny=dict(caption=6, human=6, test=2, unibench=1))
 
-def _card(preset, seed, spoken):
+def _card(preset, seed, voices):
     "What `corpus.json` says about a corpus"
     card = dict(made_by="affectgpt_r1.toy", note="generated: no recording of people",
                 recipe=CORPUS_VERSION, preset=preset, seed=seed, sizes=TOY_SIZES[preset])
-    return card | dict(voices="spoken") if spoken else card
+    told = dict(espeak="spoken", flite="spoken, some by flite")
+    return card | dict(voices=told[voices]) if voices else card
 
 # %% ../nbs/06_toy.ipynb #t070
 def make_toy_corpus(
@@ -35,17 +36,18 @@ def make_toy_corpus(
     seed: int = 0,               # Same seed, same bytes
     workers: int | None = None,  # Processes; by default one per core
     progress: bool = True,       # Show a progress bar
-    spoken: bool = False,        # Let a synthesiser say the subtitles
+    spoken: bool | str = False,  # Let eSpeak NG say the subtitles; "flite" adds recorded voices
 ) -> Path:                       # `root`
     "Write a corpus in the layouts of MER2025 and MER-UniBench, or complete one that was begun"
     if preset not in TOY_SIZES:
         raise ValueError(f"preset {preset!r} is unknown, take one of {', '.join(TOY_SIZES)}")
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
-    if spoken: espeak_folder()   # raises an error where it is not installed
-    claim_folder(root, _card(preset, seed, spoken))
+    voices = "espeak" if spoken is True else spoken or ""
+    if voices: check_voices(voices)
+    claim_folder(root, _card(preset, seed, voices))
     states = write_annotations(root, TOY_SIZES[preset], seed)
-    write_media(root, states, seed, workers, progress, spoken)
+    write_media(root, states, seed, workers, progress, voices)
     return root
 
 # %% ../nbs/06_toy.ipynb #t079

@@ -119,7 +119,7 @@ def write_media(
     seed: int,       # Seed of the corpus
     workers: int | None = None,  # Processes; by default one per core
     progress: bool = True,       # Show a progress bar
-    spoken: bool = False,        # Let a synthesiser say the subtitles
+    spoken: str = "",            # Synthesiser that says the subtitles: "espeak" or "flite"
 ) -> None:
     "Write the video and the sound of every clip that is not there yet"
     clips = [ClipFiles(*_clip_files(root, split, name), name, state, seed, spoken)

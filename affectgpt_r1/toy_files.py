@@ -86,7 +86,7 @@ class ClipFiles:
     name: str     # Name of the clip
     state: State  # What it means
     seed: int     # Seed of the corpus
-    spoken: bool = False   # Is its subtitle spoken, or is its voice a buzz without words?
+    spoken: str = ""   # Synthesiser of its subtitle; none if its voice is a buzz without words
 
     def exist(self) -> bool:
         "Whether both files are there"
@@ -105,7 +105,8 @@ def _voice(clip, seconds):
     rng = clip_rng(clip.seed, clip.name, "voice")
     if not clip.spoken: return synth_voice(clip.state, seconds, rng)
     _, english = draw_words(clip.state, clip_rng(clip.seed, clip.name, "words"))
-    return speak_clip(clip.state, english, seconds, speaker_of(clip.name, clip.seed), rng)
+    speaker = speaker_of(clip.name, clip.seed, clip.spoken)
+    return speak_clip(clip.state, english, seconds, speaker, rng)
 
 # %% ../nbs/machinery/toy_files.ipynb #80b18797
 def write_clip(

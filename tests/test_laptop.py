@@ -195,7 +195,7 @@ def test_what_features_asks_for(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "make_toy_corpus", lambda *a, **k: corpora.append((a, k)) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["features", "--run-dir", str(tmp_path), "--spoken", "--seed", "3"])
-    assert corpora == [((tmp_path / "corpus", "toy", 3), dict(spoken=True))]
+    assert corpora == [((tmp_path / "corpus", "toy", 3), dict(spoken="espeak"))]
     monkeypatch.setattr(stages, "load_parts", lambda **asked: models.append(asked["seed"]))
     for asked in ({}, dict(seed=8)):
         stages._find_start(asked, None, "toy", 3, {})

@@ -112,7 +112,7 @@ def test_clip_of_the_picture_can_be_made_again(tmp_path):
     for folder in ("video", "audio"):
         (tmp_path / folder).mkdir(exist_ok=True)
     files = tmp_path / f"video/{name}.mp4", tmp_path / f"audio/{name}.wav"
-    write_clips([ClipFiles(*files, name, state, 0, False)], 1, False)
+    write_clips([ClipFiles(*files, name, state, 0)], 1, False)
     (row,) = [r for r in load_mer2025(tmp_path, "human", missing="drop") if r["name"] == name]
     made, kept = clip_parts(row), picture_values()
     for key in ("frames", "outline"):

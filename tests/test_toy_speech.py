@@ -4,6 +4,7 @@ and an error that says what to install"""
 import hashlib
 import json
 from importlib.util import find_spec
+from shutil import which
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from affectgpt_r1.media import read_waveform
 from affectgpt_r1.toy import make_toy_corpus
 from affectgpt_r1.toy_files import clip_seconds
 from affectgpt_r1.toy_speech import (
-    SPEAKERS, UNSEEN_SPEAKERS, SpeechSettings, speak, speak_clip, speaker_of, speech_settings)
+    _FLITE_HZ, SPEAKERS, UNSEEN_SPEAKERS, SpeechSettings, speak, speak_clip, speaker_of,
+    speech_settings)
 from affectgpt_r1.toy_states import State
 from affectgpt_r1.toy_voices import voice_numbers
 
 needs_espeak = pytest.mark.skipif(
     not find_spec("espeakng_loader"), reason="not installed: espeakng-loader==0.2.4")
+needs_flite = pytest.mark.skipif(not which("flite"), reason="not installed: flite, of Debian")
 FEW = dict(caption=3, human=2, test=2, unibench=1)
 
 
@@ -111,6 +114,55 @@ def test_unseen_speakers_are_in_test_clips_only():
     test = speakers("sample")
     assert {*test} == {*SPEAKERS, *UNSEEN_SPEAKERS} and test == speakers("sample")
     assert 70 < sum(s in UNSEEN_SPEAKERS for s in test) < 130
+
+
+@needs_flite
+@pytest.mark.parametrize("voice", [f"flite:{name}" for name in _FLITE_HZ])
+def test_a_recorded_voice_follows_its_settings(voice):
+    "Always the same samples; half the speed takes twice as long; the pitch rises with its number"
+    def said(rate=200, pitch=50, play=0):
+        return speak("Well, here we are again.", voice, SpeechSettings(rate, pitch, play))
+
+    def hertz(sound):
+        "The strongest period of a few hundredths of a second, as a rate"
+        middle = len(sound) // 2
+        x = sound[middle - 1600:middle + 1600]
+        similar = np.correlate(x, x, "full")[len(x) - 1:]
+        return 16000 / (40 + similar[40:320].argmax())
+
+    usual = said()
+    assert np.array_equal(usual, said()) and 0.1 < np.abs(usual).max() <= 1
+    assert len(said(rate=100)) / len(usual) == pytest.approx(2, rel=0.15)
+    assert hertz(said(pitch=75)) / hertz(said(pitch=25)) == pytest.approx(2, rel=0.15)
+
+
+@needs_espeak
+@needs_flite
+def test_a_corpus_with_recorded_voices(tmp_path):
+    "The same bytes again; another corpus than that of eSpeak NG alone, with other speakers"
+    found = digest(make_few(tmp_path / "a", spoken="flite"))
+    assert found == digest(make_few(tmp_path / "b", spoken="flite", workers=2))
+    with pytest.raises(ValueError, match="voices 'spoken, some by flite' instead of 'spoken'"):
+        make_few(tmp_path / "a", spoken=True)
+    assert found != digest(make_few(tmp_path / "c", spoken=True))
+
+
+def test_recorded_speakers_by_split():
+    def speakers(prefix): return {speaker_of(f"{prefix}_{i:05d}", 3, "flite") for i in range(300)}
+    seen = {*SPEAKERS, "flite:slt", "flite:kal16"}
+    assert speakers("caption") == speakers("human") == seen
+    assert speakers("sample") == seen | {*UNSEEN_SPEAKERS, "flite:awb"}
+
+
+@needs_espeak
+def test_a_missing_flite_is_said(tmp_path, monkeypatch):
+    "Before anything is written, as a synthesiser that does not exist"
+    monkeypatch.setattr(toy_speech, "which", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="apt-get install flite"):
+        make_few(tmp_path / "corpus", spoken="flite")
+    with pytest.raises(ValueError, match="spoken='kokoro' is unknown, take one of espeak, flite"):
+        make_few(tmp_path / "corpus", spoken="kokoro")
+    assert not any((tmp_path / "corpus").iterdir())
 
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
