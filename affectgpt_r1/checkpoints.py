@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['find_base', 'adapters_for', 'save_stage', 'gathered_weights', 'hide_known_warnings', 'load_stage', 'save_start',
-           'probe_logps', 'merge_stage']
+           'trained_mode', 'probe_logps', 'merge_stage']
 
 # %% ../nbs/machinery/checkpoints.ipynb #8b7731a3
 import copy
@@ -219,6 +219,13 @@ def _random_media(model, processor):
     return read
 
 # %% ../nbs/machinery/checkpoints.ipynb #19332990
+def trained_mode(
+    model: AffectGPTForConditionalGeneration | PeftModel,   # With adapters or without
+) -> str:                                                   # "answer" or "think"
+    "The mode of the replies that the last stage taught; answer if it was both, or there was none"
+    return "think" if getattr(unwrap_peft(model).config, "reply_mode", "") == "think" else "answer"
+
+
 @torch.no_grad()
 def probe_logps(
     model: AffectGPTForConditionalGeneration | PeftModel,   # With adapters or without
@@ -229,7 +236,7 @@ def probe_logps(
     reader, base = copy.copy(processor), unwrap_peft(model)
     reader.features = _random_media(base, processor)
     rows = [dict(video=str(i), audio=str(i), subtitle="Well, here we are.") for i in range(n_clips)]
-    mode = "think" if getattr(base.config, "reply_mode", "") == "think" else "answer"
+    mode = trained_mode(model)
     target = make_target(["happy", "worried"], mode, think="A thought.")
     batch = reader.training_batch([make_prompt(row, mode) for row in rows], [target] * n_clips)
     batch = batch.to(base.device)

@@ -238,7 +238,9 @@ def _add_features(commands):
     parser.add_argument("--wheels-root", help="folder of the authors' emotion wheels")
     parser.add_argument("--clips", default="toy", choices=["toy", "smoke", "tiny"],
                         help="size of the generated corpus, if no clips are given")
-    parser.add_argument("--spoken", action="store_true", help="its subtitles are spoken")
+    parser.add_argument("--spoken", nargs="?", const="espeak", default=False,
+                        choices=["espeak", "flite"],
+                        help="its subtitles are spoken, with flite by recorded voices as well")
     parser.add_argument("--model", help="checkpoint to start from, its encoders trained")
     parser.add_argument("--parts", nargs="+", metavar="PART",
                         help="trained parts to start from: decoder, vision and audio encoder, as "
@@ -327,7 +329,7 @@ def _add_predict(commands):
     predict.add_argument("--subtitle", default="", help="what is said in the clip, if it is one")
     predict.add_argument("--model", default="", help="folder of a checkpoint, laptop or toy; by "
                                                      "default laptop where it was trained")
-    predict.add_argument("--mode", default="answer", choices=["answer", "think"])
+    predict.add_argument("--mode", choices=["answer", "think"], help="what was trained by default")
     add_set(predict)
 
 # %% ../nbs/machinery/cli.ipynb #008b7bbb

@@ -28,7 +28,8 @@ from transformers.generation.streamers import BaseStreamer
 # %% ../nbs/machinery/inference.ipynb #d21abc56
 from .cards import model_card
 from .chats import clip_of, clips_of
-from .checkpoints import find_base, gathered_weights, load_stage, save_stage
+from .checkpoints import (
+    find_base, gathered_weights, load_stage, save_stage, trained_mode)
 from .containers import media_streams
 from .features import check_features
 from .labels import MODES, check_mode, parse_response
@@ -367,7 +368,7 @@ class AffectGPT(_Asked):
     def predict(
         self,
         clips: Mapping | str | Path | Iterable,  # A row or a path; or several, as a data set
-        mode: str = "answer",               # "answer", or "think" to reason first
+        mode: str | None = None,            # "answer" or "think"; by default what was trained
         question: str | None = None,        # In other words than `QUESTIONS` has for the mode
         subtitle: str = "",                 # What is said in one clip given by its path
         wheels: EmotionWheels | None = None,  # The built-in ones by default
@@ -377,6 +378,7 @@ class AffectGPT(_Asked):
         **generate,                         # Further fields of `generation_config`
     ) -> Prediction | list[Prediction]:
         "What the model says; a list for several clips. Greedy unless `generate` says otherwise"
+        mode = mode or trained_mode(self.model)
         config = generation_config(self.model, self.processor, mode, max_new_tokens, **generate)
         rows = _as_rows(clips, subtitle, streamer)
         how = mode, question, wheels or load_wheels(), config

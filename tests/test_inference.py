@@ -22,6 +22,7 @@ from affectgpt_r1.configuration import paper_config, toy_config
 from affectgpt_r1.inference import (
     MAX_NEW_TOKENS, AffectGPT, Prediction, as_row, generate_replies, generation_config,
     label_probabilities, max_reply_tokens)
+from affectgpt_r1.labels import MODES
 from affectgpt_r1.modeling import MEDIA_KEYS, AffectGPTForConditionalGeneration
 from affectgpt_r1.parts import lora_config, make_toy_model
 from affectgpt_r1.processing import AffectGPTProcessor, make_prompt
@@ -285,6 +286,16 @@ def test_many_clips_are_answered_as_each_alone(toy, human):
     assert pair.predict([]) == []
     [said] = pair.predict(human.select([0]), max_new_tokens=2)
     assert isinstance(said, Prediction)
+
+
+def test_a_model_is_asked_for_what_it_was_trained_to_write(toy, human, monkeypatch):
+    "With thoughts where its last stage taught thoughts, unless you say otherwise"
+    pair, row = AffectGPT(*toy), human[0]
+    alone = {mode: pair.predict(row, mode, max_new_tokens=8).reply for mode in MODES}
+    assert alone["answer"] != alone["think"]
+    for taught, expected in ((None, "answer"), ("mixed", "answer"), *zip(MODES, MODES)):
+        monkeypatch.setattr(pair.model.config, "reply_mode", taught, raising=False)
+        assert pair.predict(row, max_new_tokens=8).reply == alone[expected]
 
 
 def test_a_path_may_come_with_what_is_said_in_it(toy, human):
