@@ -225,7 +225,7 @@ def trained_mode(
     "The mode of the replies that the last stage taught; answer if it was both, or there was none"
     return "think" if getattr(unwrap_peft(model).config, "reply_mode", "") == "think" else "answer"
 
-
+# %% ../nbs/machinery/checkpoints.ipynb #dc80408b
 @torch.no_grad()
 def probe_logps(
     model: AffectGPTForConditionalGeneration | PeftModel,   # With adapters or without

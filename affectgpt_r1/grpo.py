@@ -152,8 +152,7 @@ def train_grpo(
     **changes: Any                       # What differs from the recipe, as `steps` or `beta`
 ) -> list[dict]:                         # trl's log history
     "GRPO on the given rewards; saves all weights or adapters to `out`"
-    changes = reward_fields(rewards) | changes
-    settings = _prepare(model, processor, (dataset, validation), recipe, changes)
+    settings = _prepare(model, processor, (dataset, validation), recipe, rewards, changes)
     rewards, rows = grpo_rewards(rewards, settings, wheels), (dataset, validation)
     args = grpo_config(out, processor, rows, settings, rewards[1])
     resume = open_grpo_run(model, processor, rows, out, settings, rewards, wheels, callbacks)
@@ -161,11 +160,11 @@ def train_grpo(
     return _train(model, processor, rows, rewards, args, settings, wheels, callbacks, resume)
 
 # %% ../nbs/11_grpo.ipynb #751f8d2e
-def _prepare(model, processor, rows, recipe, changes):
+def _prepare(model, processor, rows, recipe, rewards, changes):
     "All settings of a run; raises ValueError where nothing could be learnt with them, or from rows"
     check_data(processor, *rows)
     check_features(model, processor)
-    return grpo_settings(model, processor, recipe, changes)
+    return grpo_settings(model, processor, recipe, reward_fields(rewards) | changes)
 
 # %% ../nbs/11_grpo.ipynb #81441dd1
 def _train(model, processor, rows, rewards, args, settings, wheels, callbacks, resume):

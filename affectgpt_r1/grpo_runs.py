@@ -127,7 +127,7 @@ def grpo_rewards(
                              f"{made_for!r}, and this run trains mode {mode!r}")
     return _checked(*asked)
 
-
+# %% ../nbs/machinery/grpo_runs.ipynb #179bf961
 def reward_fields(
     asked: tuple[list, list] | str | None,  # As `grpo_rewards` takes them
 ) -> dict[str, Any]:

@@ -378,9 +378,8 @@ class AffectGPT(_Asked):
         **generate,                         # Further fields of `generation_config`
     ) -> Prediction | list[Prediction]:
         "What the model says; a list for several clips. Greedy unless `generate` says otherwise"
-        mode = mode or trained_mode(self.model)
+        rows, mode = _as_rows(clips, subtitle, streamer), mode or trained_mode(self.model)
         config = generation_config(self.model, self.processor, mode, max_new_tokens, **generate)
-        rows = _as_rows(clips, subtitle, streamer)
         how = mode, question, wheels or load_wheels(), config
         said = self._ask_all(rows, batch_size, *how, streamer=streamer)
         return said[0] if isinstance(clips, (Mapping, str, Path)) else said

@@ -155,7 +155,7 @@ _VOICES = dict(   # synthesiser -> speakers of all splits, and those of test cli
     espeak=(SPEAKERS, UNSEEN_SPEAKERS),
     flite=((*SPEAKERS, "flite:slt", "flite:kal16"), (*UNSEEN_SPEAKERS, "flite:awb")))
 
-
+# %% ../nbs/machinery/toy_speech.ipynb #d547df77
 def check_voices(
     voices: str,   # "espeak", or "flite" for both
 ) -> None:
@@ -165,7 +165,7 @@ def check_voices(
     espeak_folder()
     if voices == "flite": _find_flite()
 
-
+# %% ../nbs/machinery/toy_speech.ipynb #9fdbef04
 def speaker_of(
     name: str,  # Name of a clip
     seed: int,  # Seed of the corpus
