@@ -269,7 +269,9 @@ def _records(path, column):
     held = read_any_json(path)
     if _has_columns(held, column):
         held = _rows_of(path, held) if isinstance(held["name"], (list, dict)) else [held]
-    if isinstance(held, dict): return list(held.items())
+    if isinstance(held, dict):   # the settings alone where no reply has been written so far
+        return [(name, x) for name, x in held.items()
+                if name != "settings" or not isinstance(x, dict) or column in x]
     if other := [x for x in held if not isinstance(x, dict)]:
         raise ValueError(f"{path}: {shorten(other[0])} is no object with a name")
     return [(x.get("name"), x) for x in held if x.keys() != {"settings"}]

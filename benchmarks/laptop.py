@@ -196,8 +196,8 @@ def train(folder, seed, mode, clips="toy", tokens_of=None, **steps):
 def scored(run, mode, gold, stage, kind):
     "The scores of a stage on some clips; None where its answers are not there or not complete"
     file = run / f"predictions/{stage}-{kind}.jsonl"
-    if not file.exists():
-        return None
+    if not file.exists() or len(file.read_text(encoding="utf-8").splitlines()) < 2:
+        return None   # the first line holds the settings
     texts = replies(run, stage, kind)
     if not gold.keys() <= texts.keys():
         return None

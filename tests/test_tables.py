@@ -314,6 +314,21 @@ def test_json_that_is_none_names_its_line(tmp_path):
         with pytest.raises(ValueError, match=message): read_column(tmp_path/file, "x")
 
 
+def test_replies_that_were_stopped_before_the_first(tmp_path):
+    "The settings at the head are no clip, even where nothing follows; a clip may have that name"
+    file = tmp_path / "replies.jsonl"
+    head, reply = {"settings": {"mode": "answer"}}, {"name": "a", "reply": "sad"}
+    file.write_text(json.dumps(head) + "\n")
+    with pytest.raises(ValueError, match="replies.jsonl: holds nothing"):
+        read_column(file, "reply")
+    file.write_text(json.dumps(head) + "\n" + json.dumps(reply) + "\n")
+    assert read_column(file, "reply") == {"a": "sad"}
+    file.write_text(json.dumps({"settings": {"reply": "sad"}}))
+    assert read_column(file, "reply") == {"settings": "sad"}
+    file.write_text(json.dumps({"settings": ["sad"]}))
+    assert read_column(file, "reply") == {"settings": ["sad"]}
+
+
 def test_a_column_of_an_npz_file(tmp_path):
     np.savez(tmp_path/"x.npz", filenames=["a"], fileitems=["sad"])
     with pytest.raises(ValueError, match="x.npz: is an npz file"):

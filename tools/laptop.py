@@ -3,8 +3,8 @@
     make laptop-parts
     make laptop ARGS="--seed 1 --mode think"
 
-Each stage goes on where it was stopped: run the same command again. About an hour on two idle
-cores in mode answer.
+Each stage goes on where it was stopped: run the same command again. About an hour in mode answer,
+and two in mode think, of one core.
 """
 
 import argparse
@@ -31,10 +31,9 @@ from affectgpt_r1.tables import read_column
 from affectgpt_r1.text_files import read_json
 
 STAGES = ("features", "cold start", "GRPO", "evaluation")
-SECONDS = {   # of one core of the machine that `UNIT` was measured on, by mode; those of think are
-    # reckoned from the lengths of its answers, and not measured
+SECONDS = {   # of one core of the machine that `UNIT` was measured on, by mode
     "answer": dict(zip(STAGES, (740, 1110, 1050, 550))),
-    "think": dict(zip(STAGES, (740, 1450, 2400, 1400)))}
+    "think": dict(zip(STAGES, (740, 2150, 3400, 1180)))}
 UNIT = 0.165   # seconds of one core of that machine for `workload`
 SHOWN = 10    # clips in the report
 MEDIA_CLIPS = 50   # on which the use of the media is measured: each is asked about seven times
