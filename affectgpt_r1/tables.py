@@ -264,14 +264,13 @@ def _rows_of(path, columns):
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 # %% ../nbs/machinery/tables.ipynb #c6f89261
-def _records(path, column):
+def _records(path, key):
     "Pairs of name and record of a json or jsonl file; the settings that head replies are no record"
     held = read_any_json(path)
-    if _has_columns(held, column):
+    if _has_columns(held, key):
         held = _rows_of(path, held) if isinstance(held["name"], (list, dict)) else [held]
     if isinstance(held, dict):   # the settings alone where no reply has been written so far
-        return [(name, x) for name, x in held.items()
-                if name != "settings" or not isinstance(x, dict) or column in x]
+        return [(n, x) for n, x in held.items() if (n, type(x)) != ("settings", dict) or key in x]
     if other := [x for x in held if not isinstance(x, dict)]:
         raise ValueError(f"{path}: {shorten(other[0])} is no object with a name")
     return [(x.get("name"), x) for x in held if x.keys() != {"settings"}]
@@ -301,8 +300,7 @@ def read_column(
     if b"oasis.opendocument" in data[:100]:
         raise ValueError(f"{path}: is an OpenDocument file: save it as csv or xlsx")
     if data.startswith(b"PK"): return _read_excel(path, [column])[column].to_dict()
-    if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
-        return _json_column(path, column)
+    if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["): return _json_column(path, column)
     return read_csv(path, [column])[column].to_dict()
 
 # %% ../nbs/machinery/tables.ipynb #c027
