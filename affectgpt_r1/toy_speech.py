@@ -110,6 +110,8 @@ def _find_flite():
 
 def _flite(text, voice, settings):
     "Samples of an utterance of flite, and their rate"
+    if voice not in _FLITE_HZ:
+        raise ValueError(f"flite has no voice {voice!r} here, take one of {', '.join(_FLITE_HZ)}")
     _find_flite()
     pitch = _FLITE_HZ[voice] * 2 ** (settings.pitch / 50 - 1)
     fields = dict(duration_stretch=200 / settings.rate, int_f0_target_mean=pitch,

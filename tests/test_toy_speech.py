@@ -147,6 +147,11 @@ def test_a_corpus_with_recorded_voices(tmp_path):
     assert found != digest(make_few(tmp_path / "c", spoken=True))
 
 
+def test_an_unknown_recorded_voice_is_named():
+    with pytest.raises(ValueError, match="no voice 'rms' here, take one of slt, kal16, awb"):
+        speak("Hello.", "flite:rms", SpeechSettings(165, 50, 50))
+
+
 def test_recorded_speakers_by_split():
     def speakers(prefix): return {speaker_of(f"{prefix}_{i:05d}", 3, "flite") for i in range(300)}
     seen = {*SPEAKERS, "flite:slt", "flite:kal16"}
