@@ -107,7 +107,7 @@ def _find_flite():
         raise ModuleNotFoundError("flite is not installed: `apt-get install flite`, or what your "
                                   "system has of that name")
 
-
+# %% ../nbs/machinery/toy_speech.ipynb #eb994ff0
 def _flite(text, voice, settings):
     "Samples of an utterance of flite, and their rate"
     if voice not in _FLITE_HZ:
