@@ -144,12 +144,12 @@ def steps_for_tokens(run, record, seed):
     return max(1, round(read_json(run / "grpo/run.json")["steps"] * theirs / ours))
 
 
-def train_again(run, stage, seed, **changes):
-    "GRPO once more from the same cold start, with other settings"
+def train_again(run, stage, run_seed, **changes):
+    "GRPO once more from the same cold start, with the same held-out clips and other settings"
     model, processor = load_run_stage(run, "cold_start")
-    held, rest = hold_out(run_splits(run)["human"], seed)
+    held, rest = hold_out(run_splits(run)["human"], run_seed)
     train_grpo(model, processor, rest, changes.pop("rewards", None), run / stage, validation=held,
-               wheels=run_wheels(run), seed=seed, **changes)
+               wheels=run_wheels(run), **dict(seed=run_seed) | changes)
 
 
 def train_fewer(run, record, mode, seed, **changes):
@@ -349,9 +349,11 @@ def collect(folders, out, keep=False):
 
 
 REMEDIES = {   # what could make GRPO gain more -> what differs from the recipe
+    "nothing but other samples": dict(seed=100),   # for comparison: what chance alone does
     "a KL term": dict(beta=0.04),
     "groups of 16, half the clips": dict(num_generations=16, num_prompts=4),
     "a third of the rate": dict(learning_rate=7e-5),
+    "twice the steps": dict(steps=120),
     "precision and recall apart": dict(rewards="precision+recall")}
 
 

@@ -148,12 +148,14 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
     about = json.loads((run / "tuned/run.json").read_text())
     assert about["metric_for_best_model"] == "ew_f" and about["callbacks"][0].startswith("HeldOutF")
     file = tmp_path / "others.json"
-    for name in ("a third of the rate", "a KL term"):   # the second time nothing is trained
-        bench.remedies([run], file, ["a KL term"], **SMALL["grpo"])
-        if name != "a KL term": file.write_text(file.read_text().replace("a KL term", name))
+    chance = "nothing but other samples"
+    for name in ("a KL term", chance):
+        bench.remedies([run], file, [name], **SMALL["grpo"])
     others = json.loads(file.read_text())   # it keeps what it held
-    assert json.loads((run / "grpo_a_KL_term/run.json").read_text())["beta"] == 0.04
-    assert [r["remedy"] for r in others["runs"]] == ["a KL term", "a third of the rate"]
+    for name, beta, seed in (("a_KL_term", 0.04, 0), (chance.replace(" ", "_"), 0.0, 100)):
+        about = json.loads((run / f"grpo_{name}/run.json").read_text())
+        assert (about["beta"], about["seed"]) == (beta, seed)
+    assert [(r["remedy"], r["seed"]) for r in others["runs"]] == [(chance, 0), ("a KL term", 0)]
     assert set(others["runs"][0]["scores"]) == {"greedy", "sampled"}
     assert [*others["over_seeds"]["a KL term"]] == [
         f"a KL term - {s}, {k}" for s in ("grpo", "tuned") for k in ("greedy", "sampled")]
