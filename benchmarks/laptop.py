@@ -15,17 +15,17 @@
 
 `train` does what `make laptop` does, then fine-tunes the cold start on the clips that GRPO had: as
 many steps, as many clips a step, and the checkpoint chosen on the same held-out clips, as is its
-learning rate, of two. In mode think the target is the cold start's own thought and the annotators'
-labels. Then all models answer the test clips, some of them also without pictures, sound or words,
-or with those of another clip. Each part goes on where it was stopped. With `--tokens-of`, GRPO is
-run once more from the same cold start, with so many steps that it samples as many tokens as the run
-in mode answer: thoughts are long. `collect` scores what is there, and lists what is not. `remedies`
-runs GRPO with one change to its recipe from the cold starts of some runs, else in the same way, and
-compares it with GRPO by the recipe and with the fine-tuned model. `starts` gives the cold start 80
-steps in four ways, with and without an aligned fusion, and asks each about the held-out clips, also
-with the media of other clips. `costs` says what a prompt, a step and the memory are, beside those
-of the toy, and without each thing that saves time: seconds of the processor with one thread, in a
-process of its own each.
+learning rate, of three. In mode think the target is the cold start's own thought and the
+annotators' labels. Then all models answer the test clips, some of them also without pictures, sound
+or words, or with those of another clip. Each part goes on where it was stopped. With `--tokens-of`,
+GRPO is run once more from the same cold start, with so many steps that it samples as many tokens as
+the run in mode answer: thoughts are long. `collect` scores what is there, and lists what is not.
+`remedies` runs GRPO with one change to its recipe from the cold starts of some runs, else in the
+same way, and compares it with GRPO by the recipe and with the fine-tuned model. `starts` gives the
+cold start 80 steps in four ways, with and without an aligned fusion, and asks each about the
+held-out clips, also with the media of other clips. `costs` says what a prompt, a step and the
+memory are, beside those of the toy, and without each thing that saves time: seconds of the
+processor with one thread, in a process of its own each.
 """
 
 import argparse
@@ -37,6 +37,7 @@ import shlex
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
@@ -59,8 +60,9 @@ from affectgpt_r1.features import FeatureCache
 from affectgpt_r1.grpo import held_out_score, train_grpo
 from affectgpt_r1.labels import parse_response
 from affectgpt_r1.media_use import media_use
-from affectgpt_r1.metrics import ew_rewards, seed_interval
+from affectgpt_r1.metrics import ew_rewards, ew_score, seed_interval
 from affectgpt_r1.modeling import unwrap_peft
+from affectgpt_r1.oracle import oracle_scores
 from affectgpt_r1.parts import load_parts
 from affectgpt_r1.processing import make_prompt
 from affectgpt_r1.real_parts import laptop_parts
@@ -72,7 +74,7 @@ from tools.laptop import MEDIA_CLIPS, SHOWN, gain, replies, said
 from tools.laptop import main as make_run
 
 STAGES = ("cold_start", "tuned", "grpo")
-RATES = (1e-4, 3e-4)   # of the fine-tuned rival; the better one on the held-out clips is kept
+RATES = (3e-5, 1e-4, 3e-4)   # of the fine-tuned rival; the best on the held-out clips is kept
 FEWER = "grpo_same_tokens"   # GRPO with as many tokens as another run
 PAIRS = (("cold_start", "grpo"), ("tuned", "grpo"), ("cold_start", "tuned"))
 
@@ -201,10 +203,22 @@ def scored(run, mode, gold, stage, kind):
     texts = replies(run, stage, kind)
     if not gold.keys() <= texts.keys():
         return None
-    s = score_predictions(gold, texts, run_wheels(run), mode)
-    answers = {frozenset(parse_response(texts[name], mode).labels) for name in gold}
+    wheels = run_wheels(run)
+    s = score_predictions(gold, texts, wheels, mode)
+    answers = {name: parse_response(texts[name], mode).labels for name in gold}
     kept = "ew_f", "ci95", "ew_precision", "ew_recall", "mean_labels", "format_rate"
-    return {k: s[k] for k in kept} | dict(different_answers=len(answers))
+    return {k: s[k] for k in kept} | dict(
+        finer_f=ew_score(gold, answers, wheels, level=2).f,
+        different_answers=len(set(map(frozenset, answers.values()))),
+        one_word=sum(len(set(x)) == 1 for x in answers.values()) / len(answers))
+
+
+def thoughts(run, stage, names):
+    "How many different first sentences the thoughts of a stage have, and the most frequent one"
+    texts = replies(run, stage)
+    found = Counter((parse_response(texts[name]).think or "").split(".")[0] for name in names)
+    [(most, clips)] = found.most_common(1)
+    return dict(different=len(found), most=most, clips=clips)
 
 
 def shown(run, mode, test):
@@ -286,17 +300,20 @@ def collect_run(run):
     stages, seconds = scores(run, mode, parts), run / "seconds.json"
     gains = {f"{b} - {a}, {kind}": gain(run, *(said(run, mode, s, kind) for s in (a, b)))
              for a, b in PAIRS for kind in ANSWER_KINDS if kind in stages[a] and kind in stages[b]}
-    complete = all("greedy" in stages[s] for s in ("cold_start", "grpo"))
+    answered = [stage for stage, kinds in stages.items() if "greedy" in kinds]
     wanted = (*STAGES, FEWER) if mode == "think" else STAGES
     return dict(
         seed=seed, mode=mode, clips={k: len(x) for k, x in parts.items()}, stages=stages,
         constant={k: constant_baseline(splits["human"]["labels"], x, wheels)
                   for k, x in parts.items()},
+        oracle=oracle_scores(run / "corpus", wheels)["ew_f"].to_dict(),
+        thoughts={stage: thoughts(run, stage, splits["test"]["name"]) for stage in answered
+                  if mode == "think"},
         media_use=(use := use_of_media(run)), gains=gains,
         missing=[s for s in wanted if len(stages.get(s, ())) < 2 or s not in use],
         curves=curves(run), settings=settings(run), tried=tried(run),
         seconds=read_json(seconds) if seconds.exists() else {},
-        shown=shown(run, mode, splits["test"]) if complete else [])
+        shown=shown(run, mode, splits["test"]) if {"cold_start", "grpo"} <= {*answered} else [])
 
 
 def over_seeds(gains):

@@ -144,7 +144,10 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
     assert len(whole["shown"]) == whole["clips"]["all"] == 2
     assert record["over_seeds"]["answer"]["grpo - cold_start, greedy"]["by_seed"] == [
         whole["gains"]["grpo - cold_start, greedy"]["difference"]]
-    assert not record["between_modes"]
+    assert not record["between_modes"] and not whole["thoughts"]
+    greedy = whole["stages"]["grpo"]["greedy"]["all"]   # a finer word is in its sector
+    assert greedy["finer_f"] <= greedy["ew_f"] and 0 <= greedy["one_word"] <= 1
+    assert whole["oracle"]["nothing"] <= whole["oracle"]["face + voice + words"]
     about = json.loads((run / "tuned/run.json").read_text())
     assert about["metric_for_best_model"] == "ew_f" and about["callbacks"][0].startswith("HeldOutF")
     file = tmp_path / "others.json"
@@ -174,6 +177,15 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
         f"think {b} - answer {a}, {kind}" for a, b in [*zip(pairs, pairs), ("grpo", bench.FEWER)]
         for kind in ("greedy", "sampled")]
     assert bench.FEWER in record["runs"][1]["media_use"] and not record["runs"][1]["missing"]
+    assert {*record["runs"][1]["thoughts"]} == {*pairs, bench.FEWER}
+
+
+def test_first_sentences_of_thoughts(bench, monkeypatch):
+    said = dict(a="The brow is low. He shouts.", b="The brow is low. She is calm.", c="He smiles.")
+    texts = {k: f"<think>{x}</think><answer>calm</answer>" for k, x in said.items()}
+    monkeypatch.setattr(bench, "replies", lambda run, stage: texts)
+    assert bench.thoughts(None, "grpo", [*said]) == dict(
+        different=2, most="The brow is low", clips=2)
 
 
 def test_as_many_tokens(bench, tmp_path):
