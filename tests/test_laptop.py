@@ -15,6 +15,8 @@ from affectgpt_r1 import demo, encoders, real_parts, stages
 from affectgpt_r1.cli import main
 from affectgpt_r1.features import encoder_fingerprint
 from affectgpt_r1.inference import AffectGPT
+from affectgpt_r1.labels import parse_response
+from affectgpt_r1.metrics import ew_score
 from affectgpt_r1.modeling import segment_features
 from affectgpt_r1.parts import load_parts
 from affectgpt_r1.rehearsal import even_tokens
@@ -145,8 +147,11 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
     assert record["over_seeds"]["answer"]["grpo - cold_start, greedy"]["by_seed"] == [
         whole["gains"]["grpo - cold_start, greedy"]["difference"]]
     assert not record["between_modes"] and not whole["thoughts"]
-    greedy = whole["stages"]["grpo"]["greedy"]["all"]   # a finer word is in its sector
-    assert greedy["finer_f"] <= greedy["ew_f"] and 0 <= greedy["one_word"] <= 1
+    test, greedy = stages.run_splits(run)["test"], whole["stages"]["grpo"]["greedy"]["all"]
+    said = laptop.replies(run, "grpo")
+    labels = [parse_response(said[name]).labels for name in test["name"]]
+    assert greedy["finer_f"] == ew_score(test["labels"], labels, level=2).f
+    assert greedy["one_word"] == sum(len(set(x)) == 1 for x in labels) / 2
     assert whole["oracle"]["nothing"] <= whole["oracle"]["face + voice + words"]
     about = json.loads((run / "tuned/run.json").read_text())
     assert about["metric_for_best_model"] == "ew_f" and about["callbacks"][0].startswith("HeldOutF")
