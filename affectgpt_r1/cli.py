@@ -138,11 +138,12 @@ def _rehearse(args):
 # %% ../nbs/machinery/cli.ipynb #21e15528
 def _predict(args):
     "Print what a model says about each video, and how probable each word is"
-    from affectgpt_r1.demo import default_model
+    from affectgpt_r1.demo import default_model, find_model
     if args.subtitle and len(args.clips) > 1:
         raise ValueError(f"--subtitle says what is heard in one clip; {len(args.clips)} are given")
     from affectgpt_r1.omni_processing import MEDIA_SETTINGS, set_media
     from affectgpt_r1.settings import check_names
+    print(f"model: {find_model(args.model)}", file=sys.stderr)
     model, (media, others) = default_model(args.model), _of_clips(args)
     check_names(others, MEDIA_SETTINGS, "predict")
     set_media(model.processor, media)

@@ -123,8 +123,8 @@ _SMALL_GRPO = _TOY_GRPO | dict(
 # %% ../nbs/machinery/recipes.ipynb #885b0f75
 _LAPTOP_SFT = _TOY_SFT | dict(
     lora=(True, "as the paper"), warmup_steps=(5, "ours"),
-    align=(True, "ours: without it face and voice stay unused"),
-    learning_rate=(3e-4, "ours: at 1e-3 the face stays unused"),
+    align=(True, "ours: without it, it tells no faces or voices apart"),
+    learning_rate=(3e-4, "ours: at 1e-3 it does not tell faces apart"),
     batch_size=(8, "ours"), epochs=(2, "ours: twenty minutes of one core"),
     save_steps=(40, "ours: a checkpoint in three minutes"))
 

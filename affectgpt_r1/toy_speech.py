@@ -127,10 +127,13 @@ def speak(
     voice: str,                # Of eSpeak NG, as "en-us+f2", or of flite, as "flite:slt"
     settings: SpeechSettings,  # How it is said
 ) -> np.ndarray:               # float32 [samples] at 16 kHz, within [-1, 1]
-    "A text, spoken; always the same samples"
+    "A text, spoken; always the same samples. Raises ValueError where nothing is to be said"
     synthesiser, _, name = voice.rpartition(":")
     say = _flite if synthesiser == "flite" else _espeak
-    return _resample(*say(text, name, settings))
+    sound, rate = say(text, name, settings)
+    if not (np.abs(sound) > 1e-3).any():
+        raise ValueError(f"the voice {voice} is silent on the text {text!r}: give it words")
+    return _resample(sound, rate)
 
 # %% ../nbs/machinery/toy_speech.ipynb #2b2f27cf
 def _slide(sound, slope):

@@ -183,11 +183,25 @@ def ask(run, mode, seed, stage):
     out.write_text(use.reset_index().to_json(orient="records"))
 
 
+MADE_BY = "made_by.json"   # in the folder of a run: command, machine, versions, date of its start
+
+
+def note_origin(run, seed, mode, clips, tokens_of):
+    "How a run was begun, for the record; what is there already stays"
+    how = {"mode": (mode, "answer"), "clips": (clips, "toy"), "tokens-of": (tokens_of, None)}
+    asked = [f" --{name} {x}" for name, (x, usual) in how.items() if x != usual]
+    command = f"python benchmarks/laptop.py train runs/{run.name} --seed {seed}{''.join(asked)}"
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / MADE_BY).exists():
+        (run / MADE_BY).write_text(json.dumps(made_by(command)))
+
+
 def train(folder, seed, mode, clips="toy", tokens_of=None, **steps):
     "A run, and what it is compared with"
     run = Path(folder)
     if tokens_of:
         answer_run(Path(tokens_of), seed)   # an error now, and not after hours
+    note_origin(run, seed, mode, clips, tokens_of)
     make_run(seed, mode, run, clips, **steps)
     fine_tune(run, mode, seed, **steps.get("tuned", {}))
     ask(run, mode, seed, "tuned")
@@ -246,7 +260,8 @@ def parts_of(gold, seed):
 def settings(run):
     "What the stages were trained with"
     names = ("learning_rate", "epochs", "steps", "max_steps", "batch_size", "num_prompts",
-             "num_generations", "max_new_tokens", "rewards", "penalty", "temperature")
+             "num_generations", "max_new_tokens", "rewards", "penalty", "temperature", "beta",
+             "align")
     files = {stage: run / stage / "run.json" for stage in (*STAGES, FEWER)}
     found = {stage: read_json(file) for stage, file in files.items() if file.exists()}
     return {stage: {k: x[k] for k in names if k in x} for stage, x in found.items()}
@@ -345,7 +360,7 @@ def collect(folders, out, keep=False):
     names = " ".join(f"runs/{folder.name}" for folder in folders)
     about = made_by(f"python benchmarks/laptop.py collect {names}{' --keep' * keep} --out "
                     "nbs/results/laptop.json")
-    runs = [collect_run(folder) | about for folder in folders]
+    runs = [collect_run(folder) | read_json(folder / MADE_BY) for folder in folders]
     mine = {(r["mode"], r["seed"]) for r in runs}
     if keep:
         runs += [r for r in read_json(out)["runs"] if (r["mode"], r["seed"]) not in mine]

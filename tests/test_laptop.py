@@ -136,6 +136,7 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
     bench.collect([run], tmp_path / "whole.json")
     record = json.loads((tmp_path / "whole.json").read_text())
     (whole,) = record["runs"]
+    assert whole["command"] == "python benchmarks/laptop.py train runs/run --seed 0 --clips tiny"
     assert not whole["missing"] and set(whole["stages"]) == {"cold_start", "tuned", "grpo"}
     assert set(whole["stages"]["grpo"]) == {"greedy", "sampled"}
     for use in (whole["media_use"][stage] for stage in bench.STAGES):
@@ -170,7 +171,7 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
     (run / "predictions/tuned-greedy.jsonl").rename(tmp_path / "away")
     with pytest.raises(ValueError, match="greedy answers of tuned are not complete"):
         bench.remedies([run], file, ["a KL term"])
-    with pytest.raises(ValueError, match="holds a run with {'seed': 0, 'mode': 'answer'"):
+    with pytest.raises(FileExistsError, match="holds a run with {'seed': 0, 'mode': 'answer'"):
         laptop.main(0, "answer", run)   # with all clips
     think = tmp_path / "think"
     bench.train(think, 0, "think", "tiny", tmp_path / "whole.json", **SMALL)

