@@ -123,8 +123,8 @@ _SMALL_GRPO = _TOY_GRPO | dict(
 # %% ../nbs/machinery/recipes.ipynb #885b0f75
 _LAPTOP_SFT = _TOY_SFT | dict(
     lora=(True, "as the paper"), warmup_steps=(5, "ours"),
-    align=(True, "ours: without it, it tells no faces or voices apart"),
-    learning_rate=(3e-4, "ours: at 1e-3 it does not tell faces apart"),
+    align=(True, "ours: without it faces and voices are hardly told apart"),
+    learning_rate=(3e-4, "ours: at 1e-3 faces are not told apart"),
     batch_size=(8, "ours"), epochs=(2, "ours: twenty minutes of one core"),
     save_steps=(40, "ours: a checkpoint in three minutes"))
 

@@ -70,7 +70,7 @@ from affectgpt_r1.records import made_by
 from affectgpt_r1.stages import ANSWER_KINDS, hold_out, load_run_stage, run_splits, run_wheels
 from affectgpt_r1.text_files import read_json
 from affectgpt_r1.toy_speech import UNSEEN_SPEAKERS, speaker_of
-from tools.laptop import MEDIA_CLIPS, SHOWN, gain, replies, said
+from tools.laptop import MEDIA_CLIPS, SHOWN, gain, open_run, replies, said
 from tools.laptop import main as make_run
 
 STAGES = ("cold_start", "tuned", "grpo")
@@ -191,9 +191,13 @@ def note_origin(run, seed, mode, clips, tokens_of):
     how = {"mode": (mode, "answer"), "clips": (clips, "toy"), "tokens-of": (tokens_of, None)}
     asked = [f" --{name} {x}" for name, (x, usual) in how.items() if x != usual]
     command = f"python benchmarks/laptop.py train runs/{run.name} --seed {seed}{''.join(asked)}"
-    run.mkdir(parents=True, exist_ok=True)
     if not (run / MADE_BY).exists():
         (run / MADE_BY).write_text(json.dumps(made_by(command)))
+
+
+def origin(run, otherwise):
+    "How a run was begun; a run of `make laptop` has no note"
+    return read_json(run / MADE_BY) if (run / MADE_BY).exists() else otherwise
 
 
 def train(folder, seed, mode, clips="toy", tokens_of=None, **steps):
@@ -201,6 +205,7 @@ def train(folder, seed, mode, clips="toy", tokens_of=None, **steps):
     run = Path(folder)
     if tokens_of:
         answer_run(Path(tokens_of), seed)   # an error now, and not after hours
+    open_run(run, dict(seed=seed, mode=mode, clips=clips))
     note_origin(run, seed, mode, clips, tokens_of)
     make_run(seed, mode, run, clips, **steps)
     fine_tune(run, mode, seed, **steps.get("tuned", {}))
@@ -360,7 +365,7 @@ def collect(folders, out, keep=False):
     names = " ".join(f"runs/{folder.name}" for folder in folders)
     about = made_by(f"python benchmarks/laptop.py collect {names}{' --keep' * keep} --out "
                     "nbs/results/laptop.json")
-    runs = [collect_run(folder) | read_json(folder / MADE_BY) for folder in folders]
+    runs = [collect_run(folder) | origin(folder, about) for folder in folders]
     mine = {(r["mode"], r["seed"]) for r in runs}
     if keep:
         runs += [r for r in read_json(out)["runs"] if (r["mode"], r["seed"]) not in mine]

@@ -173,6 +173,10 @@ def test_a_run_with_small_parts(bench, tmp_path, monkeypatch, capsys):
         bench.remedies([run], file, ["a KL term"])
     with pytest.raises(FileExistsError, match="holds a run with {'seed': 0, 'mode': 'answer'"):
         laptop.main(0, "answer", run)   # with all clips
+    with pytest.raises(FileExistsError, match="and {'seed': 1, 'mode': 'answer'"):
+        bench.train(run, 1, "answer", "tiny", **SMALL)   # it does not take over the note
+    assert bench.origin(run, {})["command"] == whole["command"]
+    assert bench.origin(tmp_path, dict(date="today")) == dict(date="today")   # no note there
     think = tmp_path / "think"
     bench.train(think, 0, "think", "tiny", tmp_path / "whole.json", **SMALL)
     bench.collect([think], tmp_path / "whole.json", keep=True)
